@@ -1,0 +1,129 @@
+"""The `skillserve` command: a table of commands, each imported only when it is called.
+
+A command lives in its room. Its packages may be missing, since every room has its own extra; then the
+table still lists it, and calling it names the pip line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import typer
+
+from skillserve.console import print_json, talk
+from skillserve.errors import MissingExtraError, SkillserveError
+
+__all__ = ["COMMANDS", "Command", "app", "main"]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One row of the table."""
+
+    target: str
+    """`module:attribute` of a typer app or of a plain function."""
+    extra: str | None
+    """The pip extra that brings its packages; None if the base has them."""
+    help: str
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "skillserve.demo:demo", None, "Run the whole line on the sample catalogue: train, export, serve, index, search."
+    ),
+    "train": Command("skillserve_training.cli:train", "training", "Fine-tune an embedder or a reranker."),
+    "card": Command(
+        "skillserve_training.cli:card", "training", "Write a weights folder with its card for a stock model."
+    ),
+    "export": Command(
+        "skillserve_export.cli:export",
+        "export",
+        "Turn weights into a packed graph, gate it, write the model repository.",
+    ),
+    "verify": Command(
+        "skillserve_export.cli:verify", "export", "Check an exported graph against its weights, and write nothing."
+    ),
+    "serve": Command("skillserve_serving.cli:serve", "serving", "Run a model repository on Triton until stopped."),
+    "index": Command(
+        "skillserve_client.cli:index", "client", "Build a bundle from a catalogue through a running server."
+    ),
+    "search": Command("skillserve_client.cli:search", "client", "Find skills for a request."),
+    "bench": Command("skillserve_bench.cli:app", "bench", "Measure quality and speed against independent baselines."),
+}
+
+
+class _LazyGroup(typer.core.TyperGroup):
+    """Looks commands up in the table; `--help` of the group imports none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        row = COMMANDS.get(cmd_name)
+        if row is None:
+            return None
+        if ctx.resilient_parsing or "--help" in sys.argv[1:2]:
+            return click.Command(cmd_name, help=row.help)
+        return _load(cmd_name, row)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, row.help) for name, row in COMMANDS.items()])
+
+
+def _load(name: str, row: Command) -> click.Command:
+    module, _, attribute = row.target.partition(":")
+    try:
+        target = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if row.extra is None or (error.name or "").startswith("skillserve"):
+            raise
+        raise MissingExtraError(
+            f"command `skillserve {name}`",
+            got=f"no package `{error.name}`",
+            wanted=f"the {row.extra} extra",
+            fix=f"Install it: pip install 'skillserve[{row.extra}]'",
+        ) from error
+    if not isinstance(target, typer.Typer):
+        single = typer.Typer(add_completion=False)
+        single.command(name, help=row.help)(target)
+        target = single
+    command = typer.main.get_command(target)
+    command.name = name
+    return command
+
+
+app = typer.Typer(cls=_LazyGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def _root() -> None:
+    """Find the right agent skill for a request: train, export, serve and search, without padding."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        result: Any = typer.main.get_command(app).main(arguments, prog_name="skillserve", standalone_mode=False)
+    except SkillserveError as error:
+        if "--json" in arguments:
+            print_json(error.to_dict())
+        talk(f"skillserve: {error}")
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        talk("skillserve: stopped.")
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def run() -> None:
+    """Entry point of the installed script."""
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""Configuration: a TOML file, then `SKILLSERVE_*` environment variables, then flags; the later one wins.
+
+Every flag has a field here, and every field can be set in all three ways:
+
+    skillserve.toml            environment                        flag
+    [search]
+    candidates = 100           SKILLSERVE_SEARCH_CANDIDATES=100   --candidates 100
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from skillserve.errors import ConfigError
+
+__all__ = [
+    "ClientSettings",
+    "ExportSettings",
+    "IndexSettings",
+    "SearchSettings",
+    "ServeSettings",
+    "Settings",
+    "TrainSettings",
+    "flag",
+    "load_settings",
+]
+
+ENV_PREFIX = "SKILLSERVE_"
+CONFIG_VARIABLE = "SKILLSERVE_CONFIG"
+DEFAULT_FILE = Path("skillserve.toml")
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClientSettings(_Section):
+    """How a client reaches the server and how large its requests are."""
+
+    url: str = Field("127.0.0.1:8001", description="gRPC address of the server, host:port")
+    timeout_s: float = Field(30.0, gt=0, description="longest wait for one inference call, seconds")
+    max_request_tokens: int = Field(
+        16_384, gt=0, description="tokens per request; larger ones use the server better, smaller ones bound its memory"
+    )
+    num_in_flight: int = Field(4, ge=1, description="requests sent before the first answer is awaited, in bulk work")
+
+
+class SearchSettings(_Section):
+    """One search: how many candidates, how many of them reranked, how many shown, and by when."""
+
+    candidates: int = Field(
+        50,
+        ge=1,
+        description="skills taken from the index before reranking; more finds more",
+    )
+    rerank_depth: int | None = Field(
+        None,
+        ge=0,
+        description="candidates that are reranked, 0 for none; not set: 20, or 0 where the bundle says it hurts",
+    )
+    top_k: int = Field(5, ge=1, description="hits in the answer")
+    deadline_ms: float | None = Field(
+        None, gt=0, description="answer by then, without reranking if need be; not set: no deadline"
+    )
+
+
+class IndexSettings(_Section):
+    """Building a bundle."""
+
+    models: Path = Field(
+        Path("model_repository"),
+        description="model repository that the server runs: cards and tokenizers are read from it",
+    )
+    bundles: Path = Field(Path("bundles"), description="folder of bundles; CURRENT in it names the live one")
+
+
+class ExportSettings(_Section):
+    """From weights to a servable graph."""
+
+    repository: Path = Field(Path("model_repository"), description="model repository that is written")
+    attention_core: Literal["loop", "gather"] = Field(
+        "loop",
+        description="`loop` visits sequence after sequence (best on CPU), `gather` pads inside attention only (GPU)",
+    )
+    max_batch_size: int = Field(64, ge=1, description="requests that the server may join in one execution")
+    max_queue_delay_microseconds: int = Field(
+        0,
+        ge=0,
+        description="how long the server waits for company; a lone request pays it in full",
+    )
+    max_request_tokens: int = Field(32_768, ge=1, description="most tokens the server accepts in one request")
+    num_threads: int = Field(0, ge=0, description="intra-op threads of ONNX Runtime; 0: all cores")
+    version: int = Field(1, ge=1, description="model version that is written and served")
+
+
+class ServeSettings(_Section):
+    """Starting a server."""
+
+    repository: Path = Field(Path("model_repository"), description="model repository that is served")
+    tritonserver: Path | None = Field(
+        None, description="server binary; not set: `tritonserver` on PATH, then the embedded one"
+    )
+    host: str = Field(
+        "127.0.0.1", description="address to bind; anything but loopback exposes a server without authentication"
+    )
+    http_port: Port = Field(8000, description="HTTP port, also used for health checks")
+    grpc_port: Port = Field(8001, description="gRPC port")
+    metrics_port: Port = Field(8002, description="Prometheus metrics port")
+    start_deadline_s: float = Field(
+        120.0, gt=0, description="give up when the models are not answering by then, seconds"
+    )
+    health_interval_s: float = Field(5.0, gt=0, description="pause between two health inferences, seconds")
+    log_file: Path | None = Field(
+        None, description="file that the server's log is appended to; not set: a temporary one, named when it is ready"
+    )
+
+
+class TrainSettings(_Section):
+    """A training run."""
+
+    epochs: float = Field(1.0, gt=0, description="passes over the training pairs")
+    batch_size: int = Field(
+        32, ge=1, description="pairs per step; for the embedder also the number of in-batch negatives plus one"
+    )
+    learning_rate: float = Field(8e-5, gt=0, description="peak learning rate")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the learning rate rises")
+    max_tokens: int = Field(256, ge=8, description="longest sequence in training and serving; longer skills are cut")
+    max_query_tokens: int = Field(224, ge=8, description="longest request in training and serving")
+    num_negatives: int = Field(7, ge=1, description="negatives per request, reranker only")
+    seed: int = Field(13, ge=0, description="seed of everything random")
+
+
+class Settings(_Section):
+    """All sections; `Settings()` is every default."""
+
+    client: ClientSettings = ClientSettings()
+    search: SearchSettings = SearchSettings()
+    index: IndexSettings = IndexSettings()
+    export: ExportSettings = ExportSettings()
+    serve: ServeSettings = ServeSettings()
+    train: TrainSettings = TrainSettings()
+
+
+def flag(path: str, *names: str) -> Any:  # noqa: ANN401 -- what typer's own Option is annotated with
+    """A typer option for the field at `section.field`: the field's words as help, and no default of its own."""
+    section, name = path.split(".")
+    field = type(getattr(Settings(), section)).model_fields[name]
+    default = "" if field.default is None else f" [default: {field.default}]"
+    variable = f"{ENV_PREFIX}{section}_{name}".upper()
+    return typer.Option(
+        *(names or (f"--{name.replace('_', '-')}",)),
+        help=f"{field.description}{default} [env: {variable}]",
+        show_default=False,
+    )
+
+
+def load_settings(
+    file: Path | None = None,
+    *,
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Merge file, environment and flags (`{"search.candidates": 100}`; None = not given). Raises ConfigError.
+
+    Without `file`, `SKILLSERVE_CONFIG` names it, else `skillserve.toml` in the working folder is read if there.
+    """
+    environ = os.environ if environ is None else environ
+    given = [*_from_file(file, environ), *_from_environment(environ), *_from_flags(flags or {})]
+    merged: dict[str, dict[str, object]] = {}
+    for value in given:  # later ones win
+        merged.setdefault(value.section, {})[value.name] = value.value
+    source = {(value.section, value.name): value.source for value in given}
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        section, name = str(first["loc"][0]), str(first["loc"][1])
+        if first["type"] == "extra_forbidden":
+            known = sorted(type(getattr(Settings(), section)).model_fields)
+            raise _unknown(f"setting {name}", source[section, name], known) from error
+        raise ConfigError(
+            f"setting {source[section, name]}",
+            got=repr(first["input"]),
+            wanted=first["msg"],
+            fix="Correct it and run the command again.",
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """One value that the user set, and where."""
+
+    section: str
+    name: str
+    value: object
+    source: str
+
+
+def _from_file(file: Path | None, environ: Mapping[str, str]) -> Iterator[_Given]:
+    named = file or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
+    if named is None and not DEFAULT_FILE.is_file():
+        return
+    path = named or DEFAULT_FILE
+    for section, values in _read_toml(path).items():
+        if section not in Settings.model_fields or not isinstance(values, dict):
+            raise _unknown(f"section [{section}]", str(path), sorted(Settings.model_fields))
+        for name, value in values.items():
+            yield _Given(section, name, value, f"[{section}] {name} in {path}")
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:
+    for variable in sorted(environ):
+        if variable.startswith(ENV_PREFIX) and variable != CONFIG_VARIABLE:
+            section, _, name = variable.removeprefix(ENV_PREFIX).lower().partition("_")
+            if section not in Settings.model_fields:
+                known = [f"{ENV_PREFIX}{known.upper()}_…" for known in Settings.model_fields]
+                raise _unknown(f"variable {variable}", "the environment", known)
+            yield _Given(section, name, environ[variable], variable)
+
+
+def _from_flags(flags: Mapping[str, object]) -> Iterator[_Given]:
+    for path, value in flags.items():
+        if value is not None:
+            section, name = path.split(".")
+            yield _Given(section, name, value, f"--{name.replace('_', '-')}")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"configuration file `{path}`",
+            got=str(error),
+            wanted="a readable TOML file",
+            fix="Correct the file or name another one with --config.",
+        ) from error
+
+
+def _unknown(subject: str, source: str, known: list[str]) -> ConfigError:
+    return ConfigError(
+        subject, got=f"an unknown name in {source}", wanted=f"one of {', '.join(known)}", fix="Correct the name."
+    )

@@ -1,0 +1,78 @@
+"""The values that travel between rooms: skills and requests going in, answers coming out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+__all__ = ["Answer", "Hit", "Qrels", "Query", "Run", "Skill"]
+
+Qrels = Mapping[str, Mapping[str, int]]
+"""Relevance judgements: query id → skill id → relevance (TREC's qrels)."""
+
+Run = Mapping[str, Mapping[str, float]]
+"""Rankings: query id → skill id → score, higher is better (TREC's run)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skill:
+    """One agent skill: what a SKILL.md says, and where it is filed."""
+
+    id: str
+    """Unique in its catalogue. Names are not: different authors choose the same one."""
+    name: str
+    description: str = ""
+    body: str = ""
+    namespace: str = ""
+    """Author or repository."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """Whatever else the source said (licence, category, …), kept for filters and display."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """One request with the skills that fit it; `skill_ids` is empty when none does."""
+
+    id: str
+    text: str
+    skill_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """One skill of an answer."""
+
+    rank: int
+    """1 is best."""
+    skill_id: str
+    name: str
+    description: str
+    score: float
+    """The reranker's logit if this hit was reranked, else its embedding similarity."""
+    similarity: float
+    """Inner product of the query's and the skill's embedding, in [-1, 1] for unit vectors."""
+    reranked: bool = False
+    """Scores compare only among hits of one kind; in an answer the reranked ones stand first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The result of one search, complete enough to be reproduced."""
+
+    status: Literal["ok", "degraded"]
+    """`degraded`: the deadline or a failing reranker left the order of the first stage."""
+    hits: tuple[Hit, ...]
+    reranked: bool
+    notes: tuple[str, ...]
+    """What the reader should know: truncation, why nothing was reranked, why the answer is degraded."""
+    bundle: str
+    """Version of the bundle that answered."""
+    digests: Mapping[str, str]
+    """Role → digest of the model that took part."""
+    timings_ms: Mapping[str, float]
+    """Stage → milliseconds: `tokenise`, `embed`, `candidates`, `rerank`, `total`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as `--json` prints it."""
+        return asdict(self)

@@ -1,0 +1,105 @@
+"""The wire contract: names, types and shapes of what travels between client, server and graph.
+
+Shape legend: R requests joined in one execution, S sequences (Σn), T tokens (ΣT), D embedding dimension.
+
+    wire, one request     input_ids INT32 [1, T]   seq_lens INT32 [1, n]
+    graph, R requests     input_ids [ΣT]  seq_lens [Σn]  tok_end [R]  seq_end [R]
+    answer, one request   embedding FP32 [1, n, D]   or   score FP32 [1, n]
+
+`tok_end` and `seq_end` are filled in by the server from the request SHAPES, which a client cannot forge;
+the graph's guard uses them to keep a malformed request away from its neighbours. Rows of a malformed
+request are NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "ATTENTION_MASK",
+    "DIGEST_PARAMETER",
+    "INPUT_IDS",
+    "LAYOUT_PARAMETER",
+    "MAX_SEQUENCE_TOKENS_PARAMETER",
+    "MAX_TOKENS_PARAMETER",
+    "MODEL_NAMES",
+    "OUTPUT_NAMES",
+    "SEQ_END",
+    "SEQ_LENS",
+    "TOK_END",
+    "VOCAB_SIZE_PARAMETER",
+    "Ids",
+    "Layout",
+    "Packed",
+    "Role",
+    "pack",
+    "token_budget_batches",
+]
+
+Role = Literal["embedder", "reranker"]
+Layout = Literal["packed", "padded"]
+"""`packed`: this module's wire. `padded`: `input_ids` and `attention_mask` INT32 `[B, L]`, rows `[B, D]` or `[B]`;
+for TensorRT plans, and as the conventional deployment that we measure against."""
+Ids = npt.NDArray[np.int32]
+"""Token ids of one sequence, `[L]`."""
+
+INPUT_IDS = "input_ids"
+SEQ_LENS = "seq_lens"
+ATTENTION_MASK = "attention_mask"
+TOK_END = "tok_end"
+SEQ_END = "seq_end"
+
+MODEL_NAMES: dict[Role, str] = {"embedder": "skill_embedder", "reranker": "skill_reranker"}
+OUTPUT_NAMES: dict[Role, str] = {"embedder": "embedding", "reranker": "score"}
+
+# Parameters that the export stamps into config.pbtxt.
+DIGEST_PARAMETER = "skillserve_digest"
+LAYOUT_PARAMETER = "skillserve_layout"
+VOCAB_SIZE_PARAMETER = "skillserve_vocab_size"
+MAX_SEQUENCE_TOKENS_PARAMETER = "skillserve_max_sequence_tokens"
+MAX_TOKENS_PARAMETER = "skillserve_max_request_tokens"
+"""Most tokens one request may carry: memory is bounded by this, `max_batch_size` only counts requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One request as it travels: sequences concatenated without padding."""
+
+    input_ids: npt.NDArray[np.int32]
+    """`[1, T]`"""
+    seq_lens: npt.NDArray[np.int32]
+    """`[1, n]`, summing to T"""
+
+
+def pack(sequences: Sequence[Ids]) -> Packed:
+    """Concatenate sequences into one request.
+
+    >>> pack([np.array([101, 7, 102], np.int32), np.array([101, 102], np.int32)]).seq_lens
+    array([[3, 2]], dtype=int32)
+    """
+    if not sequences:
+        raise ValueError("a request carries at least one sequence")
+    lens = np.fromiter((len(sequence) for sequence in sequences), np.int32, len(sequences))
+    ids = np.concatenate(sequences).astype(np.int32, copy=False)
+    return Packed(input_ids=ids[None, :], seq_lens=lens[None, :])
+
+
+def token_budget_batches(lens: Sequence[int], *, max_tokens: int) -> Iterator[slice]:
+    """Cut a list of sequences, in order, into runs of at most `max_tokens` tokens; a longer sequence travels alone.
+
+    >>> list(token_budget_batches([5, 5, 5, 20, 1], max_tokens=10))
+    [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None), slice(4, 5, None)]
+    """
+    start = tokens = 0
+    for i, length in enumerate(lens):
+        if i > start and tokens + length > max_tokens:
+            yield slice(start, i)
+            start, tokens = i, 0
+        tokens += length
+    if start < len(lens):
+        yield slice(start, len(lens))

@@ -1,0 +1,136 @@
+"""`config.pbtxt` of a served model, built as Triton's own protobuf message and never as a string.
+
+The same file is read by the C++ ONNX Runtime backend of a production server and by our Python-based backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import (
+    TYPE_FP32,
+    TYPE_INT32,
+    BatchInput,
+    BatchOutput,
+    ModelConfig,
+    ModelInstanceGroup,
+)
+
+from skillserve.card import ModelCard
+from skillserve.config import ExportSettings
+from skillserve.probe import Probe
+from skillserve.tensors import (
+    ATTENTION_MASK,
+    DIGEST_PARAMETER,
+    INPUT_IDS,
+    LAYOUT_PARAMETER,
+    MAX_SEQUENCE_TOKENS_PARAMETER,
+    MAX_TOKENS_PARAMETER,
+    MODEL_NAMES,
+    OUTPUT_NAMES,
+    SEQ_END,
+    SEQ_LENS,
+    TOK_END,
+    VOCAB_SIZE_PARAMETER,
+    Layout,
+)
+
+__all__ = ["BACKEND", "GRAPH_FILE", "WARMUP_FOLDER", "model_config", "to_pbtxt"]
+
+ATTENTION_CORE_PARAMETER = "skillserve_attention_core"
+BACKEND = "onnxruntime"
+WARMUP_FOLDER = "warmup"
+GRAPH_FILE = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class _Batching:
+    """A batch quantity that the server derives from the shapes of the requests that it joined."""
+
+    target: str
+    source: str
+
+
+_ENDS = (_Batching(TOK_END, INPUT_IDS), _Batching(SEQ_END, SEQ_LENS))
+
+
+def model_config(card: ModelCard, settings: ExportSettings, layout: Layout, probe: Probe) -> Any:
+    """The ModelConfig message of one model; `probe` is also its warm-up."""
+    config = ModelConfig(
+        name=MODEL_NAMES[card.role],
+        backend=BACKEND,
+        default_model_filename=GRAPH_FILE,
+        max_batch_size=settings.max_batch_size,
+    )
+    # Specific: the default policy would switch every client to the newest folder that appears.
+    config.version_policy.specific.versions.append(settings.version)
+    # AUTO: a group of kind GPU is refused by a server without one.
+    config.instance_group.add(count=1, kind=ModelInstanceGroup.KIND_AUTO)
+    config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_microseconds
+    if layout == "packed":
+        _packed_tensors(config, card)
+    else:
+        _padded_tensors(config, card)
+    _warmup(config, layout, probe)
+    for name, value in _parameters(card, settings, layout).items():
+        config.parameters[name].string_value = value
+    return config
+
+
+def to_pbtxt(config: Any) -> str:
+    """The message as text, maps in key order, so that equal configurations are equal files."""
+    return str(text_format.MessageToString(config))
+
+
+def _packed_tensors(config: Any, card: ModelCard) -> None:
+    for name in (INPUT_IDS, SEQ_LENS):
+        config.input.add(name=name, data_type=TYPE_INT32, dims=[-1], allow_ragged_batch=True)
+    # The leading -1 is the sequence dimension that the scatter fills in; [D] alone loads and misbehaves.
+    dims = [-1] if card.dim is None else [-1, card.dim]
+    output = OUTPUT_NAMES[card.role]
+    config.output.add(name=output, data_type=TYPE_FP32, dims=dims)
+    for end in _ENDS:
+        config.batch_input.add(
+            kind=BatchInput.BATCH_ACCUMULATED_ELEMENT_COUNT,
+            target_name=[end.target],
+            data_type=TYPE_INT32,
+            source_input=[end.source],
+        )
+    config.batch_output.add(
+        target_name=[output], kind=BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE, source_input=[SEQ_LENS]
+    )
+
+
+def _padded_tensors(config: Any, card: ModelCard) -> None:
+    for name in (INPUT_IDS, ATTENTION_MASK):
+        config.input.add(name=name, data_type=TYPE_INT32, dims=[-1])
+    output = config.output.add(name=OUTPUT_NAMES[card.role], data_type=TYPE_FP32, dims=[card.dim or 1])
+    if card.dim is None:
+        output.reshape.SetInParent()  # the graph gives [B], Triton's dims cannot be empty
+
+
+def _warmup(config: Any, layout: Layout, probe: Probe) -> None:
+    sample = config.model_warmup.add(name="probe", batch_size=1)
+    lengths = {INPUT_IDS: len(probe.input_ids)}
+    lengths |= {SEQ_LENS: len(probe.seq_lens)} if layout == "packed" else {ATTENTION_MASK: len(probe.input_ids)}
+    for name, length in lengths.items():
+        tensor = sample.inputs[name]
+        tensor.data_type = TYPE_INT32
+        tensor.dims.append(length)
+        tensor.input_data_file = name
+
+
+def _parameters(card: ModelCard, settings: ExportSettings, layout: Layout) -> dict[str, str]:
+    parameters = {
+        DIGEST_PARAMETER: card.digest,
+        LAYOUT_PARAMETER: layout,
+        ATTENTION_CORE_PARAMETER: settings.attention_core if layout == "packed" else "padded",
+        VOCAB_SIZE_PARAMETER: str(card.vocab_size),
+        MAX_SEQUENCE_TOKENS_PARAMETER: str(card.max_tokens),
+        MAX_TOKENS_PARAMETER: str(settings.max_request_tokens),
+    }
+    if settings.num_threads:
+        parameters["intra_op_thread_count"] = str(settings.num_threads)
+    return parameters

@@ -1,0 +1,184 @@
+"""The one door to Optimum: torch modules → ONNX graphs.
+
+Three graphs leave this module. `export_packed` is what we serve. `export_padded` is the same model behind a
+padded interface, for TensorRT and as the conventional deployment that benchmarks compare with.
+`export_stock` is Optimum's own export of the transformers model, untouched by our code: the independent
+reference of the parity gate.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import inliner
+from optimum.exporters.onnx import export as optimum_export
+from optimum.exporters.onnx.base import OnnxConfig
+from optimum.exporters.onnx.convert import export_pytorch
+from optimum.exporters.tasks import TasksManager
+from optimum.utils import NormalizedTextConfig
+from torch import Tensor, nn
+from torch.nn import functional
+
+from skillserve.card import ModelCard
+from skillserve.errors import ParityError
+from skillserve.tensors import ATTENTION_MASK, INPUT_IDS, OUTPUT_NAMES, SEQ_END, SEQ_LENS, TOK_END
+from skillserve_export.cores import AttentionCore, core_functions
+from skillserve_export.onnx_functions import DOMAIN, OPSET
+
+__all__ = ["export_packed", "export_padded", "export_stock"]
+
+IR_VERSION = 8
+"""What the ONNX Runtime of Triton 24.10 and later reads."""
+
+_TASKS = {"embedder": "feature-extraction", "reranker": "text-classification"}
+
+
+def export_packed(module: nn.Module, card: ModelCard, core: AttentionCore, output: Path) -> None:
+    """Write the packed graph with one attention core inlined: standard operators only."""
+    _export(module, _PackedConfig(module.config, card), output)
+    graph = onnx.load(output)
+    graph.functions.extend(core_functions(core))
+    graph.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    graph = inliner.inline_local_functions(graph)
+    kept = [opset for opset in graph.opset_import if opset.domain in ("", "ai.onnx")]
+    del graph.opset_import[:]
+    graph.opset_import.extend(kept)
+    # The tracer labels inner dimensions by guesswork. ONNX Runtime believes the labels, shares buffers between
+    # tensors whose labels agree, and then answers wrongly; without labels it infers the shapes itself.
+    del graph.graph.value_info[:]
+    _finish(graph, card, output)
+
+
+def export_padded(model: nn.Module, card: ModelCard, output: Path) -> None:
+    """Write the same model behind `input_ids` and `attention_mask` `[B, L]`."""
+    _export(_Padded(model, card).eval(), _PaddedConfig(model.config, card), output)
+    _finish(onnx.load(output), card, output)
+
+
+def export_stock(model: nn.Module, card: ModelCard, output: Path) -> None:
+    """Write Optimum's stock export: `last_hidden_state [B, L, H]` for embedders, `logits [B, 1]` for rerankers."""
+    task = _TASKS[card.role]
+    constructor = TasksManager.get_exporter_config_constructor(
+        "onnx", model=model, task=task, library_name="transformers"
+    )
+    with _quiet():
+        optimum_export(model, constructor(model.config), output, opset=OPSET)
+
+
+class _PackedConfig(OnnxConfig):  # type: ignore[misc]
+    """Tells Optimum the packed interface."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
+
+    def __init__(self, config: Any, card: ModelCard) -> None:
+        super().__init__(config, task=_TASKS[card.role])
+        self._card = card
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        return {
+            INPUT_IDS: {0: "tokens"},
+            SEQ_LENS: {0: "sequences"},
+            TOK_END: {0: "requests"},
+            SEQ_END: {0: "requests"},
+        }
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        return {OUTPUT_NAMES[self._card.role]: {0: "sequences"}}
+
+    def generate_dummy_inputs(self, framework: str = "pt", **_shapes: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Two requests of two and one sequences; the trace holds for any number."""
+        values = {INPUT_IDS: [1, 2, 3, 4, 5, 6, 7], SEQ_LENS: [2, 3, 2], TOK_END: [5, 7], SEQ_END: [2, 3]}
+        return {name: torch.tensor(value, dtype=torch.int32) for name, value in values.items()}
+
+
+class _PaddedConfig(OnnxConfig):  # type: ignore[misc]
+    """Tells Optimum the padded interface."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
+
+    def __init__(self, config: Any, card: ModelCard) -> None:
+        super().__init__(config, task=_TASKS[card.role])
+        self._card = card
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        return {name: {0: "batch", 1: "length"} for name in (INPUT_IDS, ATTENTION_MASK)}
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        return {OUTPUT_NAMES[self._card.role]: {0: "batch"}}
+
+    def generate_dummy_inputs(self, framework: str = "pt", **_shapes: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Two sequences of three and two tokens."""
+        ids, mask = [[1, 2, 3], [4, 5, 0]], [[1, 1, 1], [1, 1, 0]]
+        return {
+            INPUT_IDS: torch.tensor(ids, dtype=torch.int32),
+            ATTENTION_MASK: torch.tensor(mask, dtype=torch.int32),
+        }
+
+
+class _Padded(nn.Module):
+    """A transformers model with pooling, behind the padded interface. Single sequences only, no pair types."""
+
+    def __init__(self, model: nn.Module, card: ModelCard) -> None:
+        super().__init__()
+        self.config = model.config
+        self.model = model
+        self.card = card
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        ids_BL, mask_BL = input_ids.to(torch.int64), attention_mask.to(torch.int64)
+        if self.card.role == "reranker":
+            logits: Tensor = self.model(input_ids=ids_BL, attention_mask=mask_BL).logits
+            return logits[:, 0]
+        hidden_BLH = self.model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+        if self.card.pooling == "cls":
+            rows = hidden_BLH[:, 0]
+        else:
+            weight = mask_BL.unsqueeze(-1).to(hidden_BLH.dtype)
+            rows = (hidden_BLH * weight).sum(1) / weight.sum(1)
+        return functional.normalize(rows, dim=-1) if self.card.normalised else rows
+
+
+def _export(module: nn.Module, config: OnnxConfig, output: Path) -> None:
+    with _quiet():
+        export_pytorch(module, config, opset=OPSET, output=output)
+
+
+def _finish(graph: onnx.ModelProto, card: ModelCard, output: Path) -> None:
+    """Fix the IR version, stamp the digest, and refuse a graph with foreign operators."""
+    graph.ir_version = min(graph.ir_version, IR_VERSION)
+    onnx.helper.set_model_props(graph, {"skillserve_digest": card.digest})
+    foreign = sorted({node.domain for node in graph.graph.node} - {"", "ai.onnx"})
+    if foreign:
+        raise ParityError(
+            f"graph of `{card.name}`",
+            got=f"operators of the domains {', '.join(foreign)}",
+            wanted="standard operators only",
+            fix="Report this model family: its export is not supported.",
+        )
+    onnx.checker.check_model(graph)
+    onnx.save(graph, output)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the tracer says about code of transformers; our gates check the result."""
+    logger = logging.getLogger("optimum.exporters.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,274 @@
+"""The parity gate: does a packed graph compute what its weights say?
+
+The reference is Optimum's stock export of the same weights, run padded on ONNX Runtime, pooled and
+normalised here in numpy: no line of it is shared with the packed graph.
+
+The order follows what can go wrong first: names and types, shapes, finite numbers, values, then a row alone
+against the same row first and last in a batch, then malformed neighbours, then rankings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from skillserve.card import ModelCard
+from skillserve.errors import ParityError
+from skillserve.tensors import INPUT_IDS, OUTPUT_NAMES, SEQ_END, SEQ_LENS, TOK_END, Ids, pack, token_budget_batches
+from skillserve_export.sample import ParitySample
+
+__all__ = ["Check", "PackedGraph", "StockGraph", "check_parity", "require"]
+
+Rows = npt.NDArray[np.float32]
+"""`[n, D]` embeddings or `[n]` scores."""
+
+VALUE_TOLERANCE = 2e-6
+"""Largest difference from the stock export, relative to the largest value where that exceeds 1. Two orders of
+adding the same float32 numbers differed by 2e-7 on MiniLM; ten times that still separates rounding from error."""
+
+INVARIANCE_TOLERANCE = 1e-6
+"""Largest difference between a row alone and in company. Kernels may block a larger product differently."""
+
+TOP_K = 10
+"""Rankings are compared down to this rank."""
+
+_EDGE_LENGTHS = (1, 2, 3)
+"""Sequence lengths at which layouts break, beside the model's longest."""
+
+_BATCH_TOKENS = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the gate's report."""
+
+    name: str
+    passed: bool
+    figure: float
+    limit: float
+    detail: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `export.json` keeps it."""
+        return asdict(self)
+
+
+class PackedGraph:
+    """A packed graph in ONNX Runtime, called with lists of sequences."""
+
+    def __init__(self, path: Path) -> None:
+        self.session = _session(path)
+
+    def run(self, sequences: Sequence[Ids], per_request: Sequence[int] | None = None) -> Rows:
+        """One execution; `per_request` says how many sequences each request brings, one request by default."""
+        packed = pack(sequences)
+        lens, ids = packed.seq_lens[0], packed.input_ids[0]
+        seq_end = np.cumsum([len(sequences)] if per_request is None else per_request)
+        return self.run_raw(ids, lens, np.cumsum(lens)[seq_end - 1], seq_end)
+
+    def run_raw(self, ids: npt.ArrayLike, lens: npt.ArrayLike, tok_end: npt.ArrayLike, seq_end: npt.ArrayLike) -> Rows:
+        """One execution of the four inputs as given, sound or not."""
+        feed = dict(zip((INPUT_IDS, SEQ_LENS, TOK_END, SEQ_END), (ids, lens, tok_end, seq_end), strict=True))
+        [rows] = self.session.run(None, {name: np.asarray(value, np.int32) for name, value in feed.items()})
+        return np.asarray(rows)
+
+
+class StockGraph:
+    """Optimum's stock export in ONNX Runtime, padded, with pooling in numpy."""
+
+    def __init__(self, path: Path, card: ModelCard) -> None:
+        self.session = _session(path)
+        self.card = card
+
+    def run(self, sequences: Sequence[Ids], separator: int) -> Rows:
+        """The reference rows, in batches of neighbouring sequences; `separator` splits the pairs of a reranker."""
+        batches = (sequences[at : at + 16] for at in range(0, len(sequences), 16))
+        return np.concatenate([self._run_padded(batch, separator) for batch in batches])
+
+    def _run_padded(self, sequences: Sequence[Ids], separator: int) -> Rows:
+        shape = (len(sequences), max(map(len, sequences)))
+        ids_BL, mask_BL, types_BL = (np.zeros(shape, np.int64) for _ in range(3))
+        for row, sequence in enumerate(sequences):
+            ids_BL[row, : len(sequence)] = sequence
+            mask_BL[row, : len(sequence)] = 1
+            if self.card.role == "reranker":
+                # Transformers' own rule for pairs: type 1 from behind the first separator.
+                separators = np.flatnonzero(sequence == separator)
+                if separators.size:
+                    types_BL[row, separators[0] + 1 : len(sequence)] = 1
+        known = {"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": types_BL}
+        [result] = self.session.run(None, {put.name: known[put.name] for put in self.session.get_inputs()})
+        if self.card.role == "reranker":
+            return np.asarray(result)[:, 0]
+        hidden_BLH = np.asarray(result, np.float64)
+        if self.card.pooling == "cls":
+            rows = hidden_BLH[:, 0]
+        else:
+            rows = (hidden_BLH * mask_BL[:, :, None]).sum(1) / mask_BL.sum(1, keepdims=True)
+        if self.card.normalised:
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows.astype(np.float32)
+
+
+def check_parity(
+    packed: PackedGraph,
+    stock: StockGraph,
+    card: ModelCard,
+    sample: ParitySample,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Check]:
+    """Run every check; stops early where later ones would be meaningless. `advance` is called after each."""
+    checks = [_interface(packed, card)]
+    advance()
+    if not checks[0].passed:
+        return checks
+    sequences = [*sample.sequences, *_edge_sequences(card)]
+    rows = np.concatenate([packed.run(part) for part in _parts(sequences)])
+    reference = stock.run(sequences, separator=int(sample.sequences[0][-1]))
+    checks.append(_shape_and_finite(rows, reference))
+    advance()
+    if not checks[-1].passed:
+        return checks
+    checks.append(_values(rows, reference))
+    advance()
+    checks.append(_invariance(packed, sequences, rows))
+    advance()
+    checks.append(_isolation(packed, card, sequences))
+    advance()
+    checks.append(_rankings(rows, reference, sample))
+    advance()
+    return checks
+
+
+def require(checks: Sequence[Check], subject: str) -> None:
+    """Raise ParityError when a check failed, with the figures of all that did."""
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        raise ParityError(
+            subject,
+            got="; ".join(f"{check.name}: {check.detail}" for check in failed),
+            wanted="every check of the parity gate to pass",
+            fix="Nothing was written. Export again; if it persists, this architecture or runtime is not supported.",
+        )
+
+
+def _interface(packed: PackedGraph, card: ModelCard) -> Check:
+    wanted = dict.fromkeys((INPUT_IDS, SEQ_LENS, TOK_END, SEQ_END), ("tensor(int32)", 1))
+    wanted[OUTPUT_NAMES[card.role]] = ("tensor(float)", 1 if card.dim is None else 2)
+    found = {
+        put.name: (put.type, len(put.shape)) for put in (*packed.session.get_inputs(), *packed.session.get_outputs())
+    }
+    detail = "names, types and ranks as agreed" if found == wanted else f"{found}, wanted {wanted}"
+    return Check("interface", found == wanted, float(found != wanted), 0.0, detail)
+
+
+def _shape_and_finite(rows: Rows, reference: Rows) -> Check:
+    same = rows.shape == reference.shape
+    broken = int((~np.isfinite(rows)).sum()) if same else rows.size
+    detail = f"shape {rows.shape} for {reference.shape}, {broken} numbers not finite"
+    return Check("shape and finite", same and broken == 0, float(broken), 0.0, detail)
+
+
+def _values(rows: Rows, reference: Rows) -> Check:
+    scale = max(1.0, float(np.abs(reference).max()))
+    difference = float(np.abs(rows - reference).max()) / scale
+    detail = f"largest difference {difference:.1e} (limit {VALUE_TOLERANCE:.0e}) at scale {scale:.2g}"
+    return Check("values", difference <= VALUE_TOLERANCE, difference, VALUE_TOLERANCE, detail)
+
+
+def _invariance(packed: PackedGraph, sequences: Sequence[Ids], rows: Rows) -> Check:
+    scale = max(1.0, float(np.abs(rows).max()))
+    company = list(sequences[:6])
+    worst = 0.0
+    for i in (0, len(sequences) // 2, len(sequences) - 1):
+        alone = packed.run([sequences[i]])[0]
+        first = packed.run([sequences[i], *company])[0]
+        last = packed.run([*company, sequences[i]], [1] * (len(company) + 1))[-1]
+        worst = max(worst, *(float(np.abs(row - rows[i]).max()) / scale for row in (alone, first, last)))
+    detail = f"a row alone, first and last in a batch differs by {worst:.1e} (limit {INVARIANCE_TOLERANCE:.0e})"
+    return Check("batch invariance", worst <= INVARIANCE_TOLERANCE, worst, INVARIANCE_TOLERANCE, detail)
+
+
+def _isolation(packed: PackedGraph, card: ModelCard, sequences: Sequence[Ids]) -> Check:
+    """One malformed request of each kind among sound ones: its rows are NaN, theirs are unmoved."""
+    good = list(sequences[:4])
+    expected = packed.run(good)
+    scale = max(1.0, float(np.abs(expected).max()))
+    worst, faults = 0.0, []
+    for name, (ids, lens) in malformed_requests(card).items():
+        requests = [(good[0], [len(good[0])]), (np.asarray(ids), lens)]
+        requests += [(sequence, [len(sequence)]) for sequence in good[1:]]
+        rows = packed.run_raw(
+            np.concatenate([ids for ids, _ in requests]),
+            np.concatenate([lens for _, lens in requests]),
+            np.cumsum([len(ids) for ids, _ in requests]),
+            np.cumsum([len(lens) for _, lens in requests]),
+        )
+        bad = rows[1 : 1 + len(lens)]
+        neighbours = np.concatenate([rows[:1], rows[1 + len(lens) :]])
+        difference = float(np.abs(neighbours - expected).max()) / scale
+        if not np.isnan(bad).all() or not difference <= INVARIANCE_TOLERANCE:
+            faults.append(name)
+        worst = max(worst, difference if math.isfinite(difference) else math.inf)
+    detail = f"neighbours of malformed requests differ by {worst:.1e}" + (
+        f"; failed: {', '.join(faults)}" if faults else ""
+    )
+    return Check("isolation", not faults, worst, INVARIANCE_TOLERANCE, detail)
+
+
+def malformed_requests(card: ModelCard) -> dict[str, tuple[list[int], list[int]]]:
+    """One request (ids, lengths) of every malformed kind that has tokens and sequences."""
+    word = card.vocab_size // 2
+    too_long = card.max_tokens + 1
+    return {
+        "lengths sum too high": ([word] * 5, [6]),
+        "lengths sum too low": ([word] * 5, [4]),
+        "negative length": ([word] * 10, [14, -4]),
+        "zero length": ([word] * 5, [5, 0]),
+        "lengths that overflow 32 bits": ([word] * 2, [2**31 - 1, 2**31 - 1, 4]),
+        "id below zero": ([word, -1, word], [3]),
+        "id above the vocabulary": ([word, card.vocab_size, word], [3]),
+        "sequence too long": ([word] * too_long, [too_long]),
+    }
+
+
+def _rankings(rows: Rows, reference: Rows, sample: ParitySample) -> Check:
+    """Top-k order of every request; a swap counts only if the reference tells the two apart."""
+    found, wanted = _score_table(rows, sample), _score_table(reference, sample)
+    margin = 2 * VALUE_TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+    differing = 0
+    for scores, truth in zip(found, wanted, strict=True):
+        order, ideal = (np.argsort(-row, kind="stable")[:TOP_K] for row in (scores, truth))
+        differing += bool((np.abs(truth[order] - truth[ideal]) > margin).any())
+    detail = f"top-{TOP_K} order differs for {differing} of {sample.num_queries} requests"
+    return Check("rankings", differing == 0, float(differing), 0.0, detail)
+
+
+def _score_table(rows: Rows, sample: ParitySample) -> Rows:
+    """`[Q, K]` scores of every request for every skill."""
+    num_queries, num_skills = sample.num_queries, sample.num_skills
+    if rows.ndim == 1:
+        return rows[: num_queries * num_skills].reshape(num_queries, num_skills)
+    return np.asarray(rows[:num_queries] @ rows[num_queries : num_queries + num_skills].T)
+
+
+def _edge_sequences(card: ModelCard) -> list[Ids]:
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, card.vocab_size, n).astype(np.int32) for n in (*_EDGE_LENGTHS, card.max_tokens)]
+
+
+def _parts(sequences: Sequence[Ids]) -> list[Sequence[Ids]]:
+    return [sequences[cut] for cut in token_budget_batches([len(s) for s in sequences], max_tokens=_BATCH_TOKENS)]
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

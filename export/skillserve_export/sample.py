@@ -1,0 +1,72 @@
+"""The texts on which a graph is judged: real ones, tokenised as in production."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from skillserve.card import ModelCard
+from skillserve.framing import Framer
+from skillserve.records import Query, Skill
+from skillserve.skillfile import read_queries, read_skills, split_file
+from skillserve.tensors import Ids
+
+__all__ = ["ParitySample", "load_sample"]
+
+T = TypeVar("T")
+
+_NUM_SKILLS = {"embedder": 64, "reranker": 12}
+_NUM_QUERIES = {"embedder": 24, "reranker": 6}
+
+
+@dataclass(frozen=True, slots=True)
+class ParitySample:
+    """Sequences to run, and how their results make rankings."""
+
+    sequences: list[Ids]
+    """Embedder: requests, then skills. Reranker: the pairs of the first request, of the second, …"""
+    num_queries: int
+    num_skills: int
+
+
+def load_sample(card: ModelCard, weights: Path, data: Path | None) -> ParitySample:
+    """Requests and skills from the test split of `data`, or made of random words of the vocabulary.
+
+    Random words exercise the arithmetic as well as real ones; only the rankings mean less.
+    """
+    tokenizer = Tokenizer.from_file(str(weights / "tokenizer.json"))
+    framer = Framer(card, tokenizer)
+    num_queries, num_skills = _NUM_QUERIES[card.role], _NUM_SKILLS[card.role]
+    if data is None:
+        queries, skills = _random_texts(tokenizer, num_queries, num_skills)
+    else:
+        queries = _spread(read_queries(split_file(data, "queries", "test")), num_queries)
+        skills = _spread(read_skills(split_file(data, "skills", "test")), num_skills)
+    if card.role == "embedder":
+        sequences = [framer.query(query.text).ids for query in queries]
+        sequences += [framed.ids for framed in framer.skills(skills)]
+    else:
+        sides = [framed.ids for framed in framer.skill_sides(skills)]
+        sequences = [framer.pair(framer.query_side(query.text).ids, side) for query in queries for side in sides]
+    return ParitySample(sequences, len(queries), len(skills))
+
+
+def _spread(items: list[T], count: int) -> list[T]:
+    """At most `count` items, evenly spread over the list."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).astype(int))] if items else []
+
+
+def _random_texts(tokenizer: Tokenizer, num_queries: int, num_skills: int) -> tuple[list[Query], list[Skill]]:
+    rng = np.random.default_rng(0)
+    words = sorted(word for word in tokenizer.get_vocab() if word.isalpha())
+
+    def text(most: int) -> str:
+        return " ".join(rng.choice(words, rng.integers(3, most)))
+
+    queries = [Query(id=str(i), text=text(60)) for i in range(num_queries)]
+    skills = [Skill(id=str(i), name=text(5), description=text(40), body=text(300)) for i in range(num_skills)]
+    return queries, skills

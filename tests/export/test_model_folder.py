@@ -1,0 +1,207 @@
+"""Model folders: the golden configuration, what is written, and that a failed gate writes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from skillserve.card import ModelCard, read_card, write_card
+from skillserve.config import ExportSettings
+from skillserve.errors import CardError, ContractError, ParityError, RepositoryError
+from skillserve.probe import Probe, read_probe
+from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES
+from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
+from skillserve_export import parity, repository
+from skillserve_export.config import model_config, to_pbtxt
+from skillserve_export.families import family_of
+from skillserve_export.parity import PackedGraph
+from skillserve_export.repository import export_model, verify_model
+
+COMMITTED = Path(__file__).parent.parent.parent / "model_repository"
+
+
+def minilm_card(role: str) -> ModelCard:
+    """The card behind the committed configurations; their digest is zero, the export stamps the real one."""
+    embedder = role == "embedder"
+    return ModelCard(
+        name=f"minilm-{role}",
+        role=role,
+        family="bert",
+        dim=384 if embedder else None,
+        vocab_size=30522,
+        max_tokens=256 if embedder else 512,
+        max_query_tokens=254,
+        pooling="mean" if embedder else None,
+        normalised=embedder,
+        frame=BERT_SINGLE_FRAME if embedder else BERT_PAIR_FRAME,
+        score_kind="cosine" if embedder else "logit",
+        base_model="sentence-transformers/all-MiniLM-L6-v2",
+        base_revision="0",
+        licence="Apache-2.0",
+        digest="0" * 64,
+    )
+
+
+def fixed_probe(role: str) -> Probe:
+    """Two sequences, eight tokens."""
+    return Probe(
+        model=MODEL_NAMES[role],
+        output=OUTPUT_NAMES[role],
+        input_ids=(101, 7592, 102, 101, 2088, 2003, 2204, 102),
+        seq_lens=(3, 5),
+        expected=((0.0,), (0.0,)),
+        tolerance=1e-3,
+    )
+
+
+@pytest.mark.parametrize("role", ["embedder", "reranker"])
+def test_the_configuration_equals_the_committed_one(role: str) -> None:
+    """Golden: a change of config.pbtxt is a change of the wire, and must be seen in review."""
+    config = model_config(minilm_card(role), ExportSettings(), "packed", fixed_probe(role))
+    assert to_pbtxt(config) == (COMMITTED / MODEL_NAMES[role] / "config.pbtxt").read_text()
+
+
+def test_a_committed_configuration_says_what_the_server_needs() -> None:
+    """Read back through Triton's message, independent of how the text looks."""
+    text = (COMMITTED / "skill_embedder" / "config.pbtxt").read_text()
+    config = text_format.Parse(text, ModelConfig())
+    assert [put.allow_ragged_batch for put in config.input] == [True, True]
+    assert list(config.output[0].dims) == [-1, 384]
+    assert [(list(b.target_name), list(b.source_input)) for b in config.batch_input] == [
+        (["tok_end"], ["input_ids"]),
+        (["seq_end"], ["seq_lens"]),
+    ]
+    assert list(config.batch_output[0].target_name) == ["embedding"]
+    assert list(config.version_policy.specific.versions) == [1]
+    assert config.instance_group[0].kind == 0  # KIND_AUTO
+
+
+def test_padded_configurations_batch_ordinary_tensors() -> None:
+    """Rows `[B, D]`, and `[B]` through an empty reshape; nothing ragged."""
+    settings = ExportSettings()
+    embedder = model_config(minilm_card("embedder"), settings, "padded", fixed_probe("embedder"))
+    reranker = model_config(minilm_card("reranker"), settings, "padded", fixed_probe("reranker"))
+    assert list(embedder.output[0].dims) == [384]
+    assert list(reranker.output[0].dims) == [1]
+    assert reranker.output[0].HasField("reshape")
+    assert not any(put.allow_ragged_batch for put in embedder.input)
+    assert not embedder.batch_input
+    assert not embedder.batch_output
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_embedder: Path, sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportSettings:
+    """A repository with one exported model."""
+    settings = ExportSettings(repository=tmp_path_factory.mktemp("repository"))
+    export_model(tiny_embedder, settings, data=sample_data)
+    return settings
+
+
+def test_a_model_folder_is_complete(exported: ExportSettings, tiny_embedder: Path) -> None:
+    """Everything a server and a client need, under the digest of the weights."""
+    folder = exported.repository / "skill_embedder"
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        "config.pbtxt",
+        "card.json",
+        "tokenizer.json",
+        "probe.json",
+        "export.json",
+        "warmup/input_ids",
+        "warmup/seq_lens",
+        "warmup/attention_mask",
+        "1/model.onnx",
+    }
+    card = read_card(tiny_embedder)
+    assert read_card(folder).digest == card.digest
+    assert card.digest in (folder / "config.pbtxt").read_text()
+    record = json.loads((folder / "export.json").read_text())
+    assert record["attention_core"] == "loop"
+    assert all(check["passed"] for check in record["checks"])
+
+
+def test_the_probe_is_answered_by_the_graph(exported: ExportSettings) -> None:
+    """And by nothing else: other numbers are told apart."""
+    folder = exported.repository / "skill_embedder"
+    probe = read_probe(folder)
+    lens = probe.seq_lens
+    answer = PackedGraph(folder / "1" / "model.onnx").run_raw(probe.input_ids, lens, [sum(lens)], [len(lens)])
+    assert probe.differs_by(answer) < 1e-5
+    assert probe.differs_by(answer + 0.1) > probe.tolerance
+    assert probe.differs_by(np.full_like(answer, np.nan)) == np.inf
+
+
+def test_verify_passes_what_export_wrote(exported: ExportSettings, tiny_embedder: Path, sample_data: Path) -> None:
+    """And writes nothing."""
+    before = {path: path.stat().st_mtime_ns for path in exported.repository.rglob("*")}
+    verified = verify_model(tiny_embedder, exported, data=sample_data)
+    assert all(check.passed for check in verified.checks)
+    assert {path: path.stat().st_mtime_ns for path in exported.repository.rglob("*")} == before
+
+
+def test_verify_refuses_a_graph_of_other_weights(exported: ExportSettings, tiny_cls_embedder: Path) -> None:
+    """The error names both digests and the command that mends it."""
+    with pytest.raises(RepositoryError, match="skillserve export"):
+        verify_model(tiny_cls_embedder, exported)
+
+
+def test_verify_refuses_a_graph_that_changed(tiny_embedder: Path, tmp_path: Path) -> None:
+    """A flipped byte in the graph is found before the graph is loaded."""
+    settings = ExportSettings(repository=tmp_path)
+    export_model(tiny_embedder, settings)
+    graph = tmp_path / "skill_embedder" / "1" / "model.onnx"
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(bytes(content))
+    with pytest.raises(RepositoryError, match="SHA-256"):
+        verify_model(tiny_embedder, settings)
+
+
+def test_a_failed_gate_writes_nothing(tiny_embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an impossible tolerance the gate fails, and the model that stands in the repository stays."""
+    settings = ExportSettings(repository=tmp_path)
+    export_model(tiny_embedder, settings)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(parity, "VALUE_TOLERANCE", 0.0)
+    with pytest.raises(ParityError, match="values"):
+        export_model(tiny_embedder, settings)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_full_disk_leaves_the_old_model(tiny_embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is swapped whole or not at all."""
+    settings = ExportSettings(repository=tmp_path)
+    export_model(tiny_embedder, settings)
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(repository, "_write_warmup", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_model(tiny_embedder, settings)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_that_do_not_match_their_card_are_refused(tiny_embedder: Path, tmp_path: Path) -> None:
+    """A card is bound to its weights by the digest."""
+    for path in tiny_embedder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text() + "\n")
+    with pytest.raises(CardError, match="content with digest"):
+        export_model(tmp_path, ExportSettings(repository=tmp_path / "repository"))
+    assert not (tmp_path / "repository").exists()
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones(tiny_embedder: Path, tmp_path: Path) -> None:
+    """The family comes from the card."""
+    for path in tiny_embedder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    card = write_card(tmp_path, read_card(tiny_embedder).model_copy(update={"family": "mamba"}))
+    with pytest.raises(ContractError, match="bert"):
+        family_of(card)

@@ -1,0 +1,170 @@
+"""Exported graphs in ONNX Runtime: parity with Optimum's stock export, and isolation of malformed requests."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from skillserve.card import ModelCard, read_card
+from skillserve_export.families import family_of
+from skillserve_export.graph import export_packed, export_stock
+from skillserve_export.parity import PackedGraph, StockGraph, check_parity, malformed_requests
+from skillserve_export.sample import load_sample
+
+ISOLATION_ROUNDS = 200
+ISOLATION_TOLERANCE = 1e-6
+
+Exported = tuple[ModelCard, PackedGraph, Path]
+
+
+@pytest.fixture(scope="module", params=["loop", "gather"])
+def core(request: pytest.FixtureRequest) -> str:
+    """Both attention cores."""
+    return str(request.param)
+
+
+def _export(weights: Path, core: str, folder: Path) -> Exported:
+    card = read_card(weights)
+    family = family_of(card)
+    model = family.load(weights, card)
+    export_packed(family.packed(model, card, weights), card, core, folder / "model.onnx")
+    export_stock(model, card, folder / "stock.onnx")
+    return card, PackedGraph(folder / "model.onnx"), folder
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_embedder: Path, core: str, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A tiny embedder exported with one core."""
+    return _export(tiny_embedder, core, tmp_path_factory.mktemp("graph"))
+
+
+@pytest.mark.parametrize("weights", ["tiny_embedder", "tiny_cls_embedder", "tiny_reranker"])
+def test_a_packed_graph_equals_the_stock_export(
+    weights: str, core: str, tmp_path: Path, sample_data: Path, request: pytest.FixtureRequest
+) -> None:
+    """Values, a row alone = first = last, malformed neighbours and rankings; both poolings and pair types."""
+    folder = request.getfixturevalue(weights)
+    card, packed, where = _export(folder, core, tmp_path)
+    sample = load_sample(card, folder, sample_data)
+    checks = check_parity(packed, StockGraph(where / "stock.onnx", card), card, sample)
+    assert [check.name for check in checks] == [
+        "interface",
+        "shape and finite",
+        "values",
+        "batch invariance",
+        "isolation",
+        "rankings",
+    ]
+    assert all(check.passed for check in checks), checks
+
+
+def test_the_gate_fails_a_graph_of_other_weights(embedder: Exported, tiny_embedder: Path, tmp_path: Path) -> None:
+    """One weight moved by 1 % is seen in the values."""
+    card, _, folder = embedder
+    graph = onnx.load(folder / "model.onnx")
+    tensor = max(graph.graph.initializer, key=lambda initializer: len(initializer.raw_data))
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values *= 1.01
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(graph, tmp_path / "moved.onnx")
+    sample = load_sample(card, tiny_embedder, None)
+    checks = check_parity(PackedGraph(tmp_path / "moved.onnx"), StockGraph(folder / "stock.onnx", card), card, sample)
+    assert not next(check for check in checks if check.name == "values").passed
+
+
+def test_the_gate_fails_a_graph_with_another_interface(embedder: Exported, tiny_embedder: Path) -> None:
+    """The stock export has other names: nothing behind the interface check is run."""
+    card, _, folder = embedder
+    stock = folder / "stock.onnx"
+    checks = check_parity(PackedGraph(stock), StockGraph(stock, card), card, load_sample(card, tiny_embedder, None))
+    assert [(check.name, check.passed) for check in checks] == [("interface", False)]
+
+
+def test_a_graph_holds_standard_operators_only(embedder: Exported) -> None:
+    """No custom or contributed domain: the graph runs wherever opset 17 does, and no inner shape is claimed."""
+    _, _, folder = embedder
+    graph = onnx.load(folder / "model.onnx")
+    assert [opset.domain for opset in graph.opset_import] == [""]
+    assert graph.opset_import[0].version == 17
+    assert graph.ir_version <= 8
+    assert not graph.functions
+    assert not graph.graph.value_info
+
+
+def test_the_same_batch_gives_the_same_rows_every_time(embedder: Exported) -> None:
+    """A pooling that adds from several threads without a lock is wrong only now and then."""
+    card, packed, _ = embedder
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(0, card.vocab_size, n).astype(np.int32) for n in rng.integers(1, card.max_tokens, 64)]
+    first = packed.run(sequences)
+    for _ in range(20):
+        np.testing.assert_array_equal(packed.run(sequences), first)
+
+
+def test_malformed_requests_never_touch_their_neighbours(embedder: Exported) -> None:
+    """Every hazard among six good requests, in random places and mixtures, over 200 rounds."""
+    card, packed, _ = embedder
+    rng = np.random.default_rng(7)
+    hazards = list(malformed_requests(card).values())
+    for _ in range(ISOLATION_ROUNDS):
+        good = [
+            [rng.integers(0, card.vocab_size, n).astype(np.int32) for n in rng.integers(1, card.max_tokens, 2)]
+            for _ in range(6)
+        ]
+        expected = [packed.run(sequences) for sequences in good]
+        requests = [(np.concatenate(s), [len(x) for x in s], i) for i, s in enumerate(good)]
+        for hazard in rng.choice(len(hazards), rng.integers(1, 4)):
+            ids, lens = hazards[hazard]
+            requests.insert(rng.integers(0, len(requests) + 1), (np.asarray(ids), lens, -1))
+        rows = packed.run_raw(
+            np.concatenate([ids for ids, _, _ in requests]),
+            np.concatenate([lens for _, lens, _ in requests]),
+            np.cumsum([len(ids) for ids, _, _ in requests]),
+            np.cumsum([len(lens) for _, lens, _ in requests]),
+        )
+        at = 0
+        for _, lens, which in requests:
+            mine, at = rows[at : at + len(lens)], at + len(lens)
+            if which < 0:
+                assert np.isnan(mine).all()
+            else:
+                np.testing.assert_allclose(mine, expected[which], atol=ISOLATION_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("ids", "lens"), [([], [3]), ([5, 6, 7], []), ([], [])])
+def test_whatever_follows_an_empty_tensor_is_refused(embedder: Exported, ids: list[int], lens: list[int]) -> None:
+    """The server stops copying at an empty tensor; what follows it is uninitialised and must not be answered."""
+    _, packed, _ = embedder
+    before, after = [9, 8, 7], [1, 2]
+    rows = packed.run_raw(
+        [*before, *ids, *after],
+        [3, *lens, 2],
+        np.cumsum([3, len(ids), 2]),
+        np.cumsum([1, len(lens), 1]),
+    )
+    np.testing.assert_allclose(rows[0], packed.run([np.asarray(before, np.int32)])[0], atol=ISOLATION_TOLERANCE)
+    assert np.isnan(rows[1:]).all()
+
+
+def test_a_batch_of_nothing_sound_answers_nan(embedder: Exported) -> None:
+    """Also the smallest one: a request without tokens and sequences."""
+    _, packed, _ = embedder
+    assert np.isnan(packed.run_raw([5, 6], [3], [2], [1])).all()
+    assert packed.run_raw([], [], [0], [0]).shape == (0, 32)
+
+
+def test_both_cores_agree(tiny_embedder: Path, tmp_path: Path) -> None:
+    """The choice of the core is one of speed."""
+    rows = []
+    for core in ("loop", "gather"):
+        folder = tmp_path / core
+        folder.mkdir()
+        card, packed, _ = _export(tiny_embedder, core, folder)
+        rng = np.random.default_rng(3)
+        rows.append(packed.run([rng.integers(0, card.vocab_size, n).astype(np.int32) for n in range(1, 40)]))
+        shutil.rmtree(folder)
+    np.testing.assert_allclose(rows[0], rows[1], atol=2e-6, rtol=0)

@@ -1,0 +1,104 @@
+"""Configuration precedence, and a command line whose errors and exit codes can be relied on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skillserve import errors
+from skillserve.cli import COMMANDS, main
+from skillserve.config import Settings, load_settings
+from skillserve.errors import ConfigError, SkillserveError
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    path = tmp_path / "skillserve.toml"
+    path.write_text('[search]\ncandidates = 10\ntop_k = 7\n[client]\nurl = "a:1"\n')
+    return path
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(toml: Path) -> None:
+    environ = {"SKILLSERVE_SEARCH_CANDIDATES": "20", "SKILLSERVE_SEARCH_RERANK_DEPTH": "3", "HOME": "/"}
+    settings = load_settings(toml, flags={"search.candidates": 30, "search.top_k": None}, environ=environ)
+    assert settings.search.candidates == 30
+    assert settings.search.rerank_depth == 3
+    assert settings.search.top_k == 7
+    assert settings.client.url == "a:1"
+
+
+def test_the_file_can_be_named_by_the_environment(toml: Path) -> None:
+    assert load_settings(environ={"SKILLSERVE_CONFIG": str(toml)}).search.candidates == 10
+
+
+def test_without_anything_every_default_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(environ={}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "said"),
+    [
+        ("[search]\ncandidate = 1\n", {}, "setting candidate.*candidates"),
+        ("[searches]\n", {}, "section .searches."),
+        ("[search\n", {}, "TOML"),
+        ("[search]\ncandidates = 0\n", {}, r"candidates.*0.*greater than or equal to 1"),
+        ("", {"SKILLSERVE_SEARCH_TOP_K": "many"}, "SKILLSERVE_SEARCH_TOP_K.*'many'"),
+        ("", {"SKILLSERVE_COLOUR": "blue"}, "SKILLSERVE_COLOUR"),
+        ("", {"SKILLSERVE_SEARCH_COLOUR": "blue"}, "colour"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_source(
+    tmp_path: Path, text: str, environ: dict[str, str], said: str
+) -> None:
+    path = tmp_path / "skillserve.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_settings(path, environ=environ)
+
+
+def test_every_error_names_its_four_parts_and_an_exit_code() -> None:
+    kinds = [getattr(errors, name) for name in errors.__all__]
+    for kind in kinds:
+        error = kind("index `x`", got="a", wanted="b", fix="Run: y")
+        assert str(error) == "index `x`: got a; wanted b. Run: y"
+        assert error.to_dict()["error"] == kind.__name__
+        assert isinstance(error, SkillserveError)
+        assert kind.__name__ in (errors.__doc__ or "")
+    assert {kind.exit_code for kind in kinds} == {1, 2, 3, 4, 5}
+
+
+def test_help_lists_all_commands_and_imports_no_room() -> None:
+    """The command line answers in milliseconds, whatever is installed."""
+    code = (
+        "import sys; from skillserve.cli import main; main(['--help']);"
+        "heavy = {'torch', 'onnxruntime', 'faiss', 'tritonclient', 'transformers'} & set(sys.modules);"
+        "rooms = [m for m in sys.modules if m.startswith('skillserve_')];"
+        "print('LOADED', sorted(heavy), rooms)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "LOADED [] []" in result.stdout
+    for name in COMMANDS:
+        assert f"  {name} " in result.stdout
+
+
+def test_a_missing_extra_names_the_pip_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for module in [name for name in sys.modules if name.startswith("skillserve_client")]:
+        monkeypatch.delitem(sys.modules, module)
+    assert main(["search", "x"]) == 3
+    assert "pip install 'skillserve[client]'" in capsys.readouterr().err
+
+
+def test_exit_codes_and_json_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nonsense"]) == 2
+    assert main(["export", str(tmp_path), "--json"]) == 4
+    printed = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert printed["error"] == "CardError"
+    assert printed["exit_code"] == 4

@@ -48,9 +48,9 @@ class ClientSettings(_Section):
     """How a client reaches the server and how large its requests are."""
 
     url: str = Field("127.0.0.1:8001", description="gRPC address of the server, host:port")
-    timeout_s: float = Field(30.0, gt=0, description="longest wait for one inference call, seconds")
+    timeout_s: float = Field(60.0, gt=0, description="longest wait for one inference call, seconds")
     max_request_tokens: int = Field(
-        16_384, gt=0, description="tokens per request; larger ones use the server better, smaller ones bound its memory"
+        4_096, gt=0, description="tokens per request in bulk work; the server joins requests, so small ones cost little"
     )
     num_in_flight: int = Field(4, ge=1, description="requests sent before the first answer is awaited, in bulk work")
 

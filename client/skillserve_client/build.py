@@ -1,0 +1,211 @@
+"""From a catalogue to a bundle: tokenise, embed through the server, index, measure, publish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from skillserve.card import CARD_FILE, ModelCard, read_card
+from skillserve.config import IndexSettings, SearchSettings
+from skillserve.console import progress, talk
+from skillserve.errors import BundleError, CatalogueError, RepositoryError
+from skillserve.records import Skill
+from skillserve.skillfile import read_skills
+from skillserve.tensors import MODEL_NAMES, Ids, Role
+from skillserve_client.bundle import Bundle, open_bundle, publish
+from skillserve_client.corpus import Corpus
+from skillserve_client.index import FlatIndex
+from skillserve_client.manifest import (
+    CURRENT,
+    EMBEDDER_CARD,
+    EMBEDDER_TOKENIZER,
+    INDEX_FILE,
+    QUALITY_FILE,
+    RERANKER_CARD,
+    RERANKER_TOKENIZER,
+    SKILLS_FILE,
+    Manifest,
+    ModelEntry,
+    Quality,
+    catalogue_digest,
+)
+from skillserve_client.quality import Judged, measure, read_judged
+from skillserve_client.table import SkillTable
+from skillserve_client.tokens import EmbedderTokens, RerankerTokens, mend
+from skillserve_client.wire import Floats, Inference, ServedModel
+
+__all__ = ["Built", "build_bundle"]
+
+_TOKENIZER_FILE = "tokenizer.json"
+_SKILLS_AT_ONCE = 512
+"""Skills tokenised between two ticks of the progress bar."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What became of a build."""
+
+    manifest: Manifest
+    quality: Quality | None
+    current: bool
+    """The live bundle already was this one; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A model of the repository, which the server was seen to run."""
+
+    card: ModelCard
+    card_json: bytes
+    tokenizer_json: bytes
+    served: ServedModel
+
+
+def build_bundle(
+    catalogue: Path,
+    triton: Inference,
+    *,
+    index: IndexSettings | None = None,
+    search: SearchSettings | None = None,
+    queries: Path | None = None,
+    qrels: Path | None = None,
+    force: bool = False,
+) -> Built:
+    """Build a bundle from a catalogue and make it the live one, unless the live one already is this one.
+
+    With `queries` (and `qrels`) the new bundle is measured before it is published. Everything that can be read is
+    read and checked before the server is asked for anything. Raises CatalogueError for faulty lines (all of them),
+    RepositoryError or CardError for a model repository that is not the server's, ServerError, and BundleError if
+    the disk does not take it; the live bundle is untouched by any of them.
+    """
+    index = index or IndexSettings()
+    skills = [_mended(skill, catalogue) for skill in read_skills(catalogue)]
+    judged = read_judged(queries, qrels) if queries else None
+    sources = _sources(index.models, triton)
+    digest = catalogue_digest(skills)
+    if not force and (live := _live(index.bundles)) is not None and _is_current(live, digest, sources, judged):
+        return Built(manifest=live.manifest, quality=live.quality, current=True)
+
+    corpus = _corpus(skills, sources, triton)
+    quality = measure(corpus, judged, triton, search or SearchSettings(), progress) if judged else None
+    files = {INDEX_FILE: corpus.index.to_bytes(), SKILLS_FILE: corpus.skills.to_bytes()}
+    files |= {EMBEDDER_CARD: sources["embedder"].card_json, EMBEDDER_TOKENIZER: sources["embedder"].tokenizer_json}
+    if "reranker" in sources:
+        files |= {RERANKER_CARD: sources["reranker"].card_json, RERANKER_TOKENIZER: sources["reranker"].tokenizer_json}
+    if quality is not None:
+        files[QUALITY_FILE] = (quality.model_dump_json(indent=2) + "\n").encode()
+    manifest = publish(
+        index.bundles,
+        files=files,
+        num_skills=len(skills),
+        dim=corpus.index.dim,
+        catalogue=digest,
+        models={
+            role: ModelEntry(digest=source.card.digest, served_version=source.served.version)
+            for role, source in sources.items()
+        },
+    )
+    return Built(manifest=manifest, quality=quality, current=False)
+
+
+def _corpus(skills: Sequence[Skill], sources: dict[Role, _Source], triton: Inference) -> Corpus:
+    embedder = EmbedderTokens(sources["embedder"].card, sources["embedder"].tokenizer_json)
+    reranker: RerankerTokens | None = None
+    if "reranker" in sources:
+        reranker = RerankerTokens(sources["reranker"].card, sources["reranker"].tokenizer_json)
+    sequences = _tokenised(embedder.skills, skills, "tokenising for the embedder")
+    rerank_ids = _tokenised(reranker.skills, skills, "tokenising for the reranker") if reranker else None
+    return Corpus(
+        index=FlatIndex.build(_embedded(sequences, triton)),
+        skills=SkillTable.build(skills, rerank_ids),
+        embedder=embedder,
+        reranker=reranker,
+    )
+
+
+def _tokenised(tokenise: Callable[[Sequence[Skill]], list[Ids]], skills: Sequence[Skill], title: str) -> list[Ids]:
+    sequences: list[Ids] = []
+    with progress(title, len(skills)) as bar:
+        for start in range(0, len(skills), _SKILLS_AT_ONCE):
+            part = skills[start : start + _SKILLS_AT_ONCE]
+            sequences += tokenise(part)
+            bar.advance(len(part))
+    return sequences
+
+
+def _embedded(sequences: Sequence[Ids], triton: Inference) -> Floats:
+    """Embeddings in the given order; sent longest first, so that requests are uniform and memory peaks at the start."""
+    order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")
+    with progress("embedding skills", len(sequences)) as bar:
+        vectors = triton.infer("embedder", [sequences[i] for i in order], progress=bar.advance)
+    restored = np.empty_like(vectors)
+    restored[order] = vectors
+    return restored
+
+
+def _sources(repository: Path, triton: Inference) -> dict[Role, _Source]:
+    """The models of the repository, each compared with the server; a repository may hold no reranker."""
+    sources: dict[Role, _Source] = {}
+    for role, name in MODEL_NAMES.items():
+        folder = repository / name
+        if role == "reranker" and not (folder / CARD_FILE).exists():
+            continue
+        card = read_card(folder)
+        try:
+            tokenizer_json = (folder / _TOKENIZER_FILE).read_bytes()
+        except OSError as error:
+            raise RepositoryError(
+                f"model folder `{folder}`",
+                got=f"no {_TOKENIZER_FILE} ({error.strerror})",
+                wanted="a model written by `skillserve export`",
+                fix="Export the model again: skillserve export WEIGHTS",
+            ) from error
+        served = triton.served(role)
+        if served.digest != card.digest or card.role != role:
+            raise RepositoryError(
+                f"model folder `{folder}`, {card.role} {card.short_digest}",
+                got=f"a server that runs {role} {served.digest[:12]}",
+                wanted="a server that runs this repository",
+                fix=f"Restart it: skillserve serve --repository {repository}; or name its repository with --models",
+            )
+        sources[role] = _Source(card, (folder / CARD_FILE).read_bytes(), tokenizer_json, served)
+    return sources
+
+
+def _live(root: Path) -> Bundle | None:
+    """The live bundle; a damaged one counts as none, and is replaced."""
+    if not (root / CURRENT).exists():
+        return None
+    try:
+        return open_bundle(root)
+    except BundleError as error:
+        talk(f"The live bundle cannot be used and is built anew: {error.subject}: {error.got}.")
+        return None
+
+
+def _is_current(live: Bundle, digest: str, sources: dict[Role, _Source], judged: Judged | None) -> bool:
+    measured = judged is None or (live.quality is not None and live.quality.queries_digest == judged.digest)
+    models = {role: source.card.digest for role, source in sources.items()}
+    return measured and live.manifest.catalogue_digest == digest and live.digests == models
+
+
+def _mended(skill: Skill, catalogue: Path) -> Skill:
+    """The skill with every text encodable as UTF-8; an id must be so already, for two could become one."""
+    if mend(skill.id) != skill.id:
+        raise CatalogueError(
+            f"`{catalogue}`",
+            got=f"the id {skill.id!r} with half a surrogate pair",
+            wanted="ids that can be written as UTF-8",
+            fix="Mend the id and run the command again; nothing was changed.",
+        )
+    return replace(
+        skill,
+        name=mend(skill.name),
+        description=mend(skill.description),
+        body=mend(skill.body),
+        namespace=mend(skill.namespace),
+        fields={mend(key): mend(value) for key, value in skill.fields.items()},
+    )

@@ -1,0 +1,251 @@
+"""Bundles on disk: published whole, opened only after every byte was checked.
+
+    <root>/CURRENT                      <version> <SHA-256 of that version's manifest.json>
+    <root>/<version>/manifest.json      SHA-256 and size of every other file
+    <root>/<version>/…                  see `skillserve_client.manifest`
+
+A bundle is read into memory once; the bytes that were hashed are the bytes that are parsed, and a bundle that
+is replaced or deleted afterwards goes on answering in the process that opened it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from skillserve.card import ModelCard
+from skillserve.errors import BundleError
+from skillserve.publish import published_folder, write_text
+from skillserve.tensors import Role
+from skillserve.text import TEXT_FORMAT
+from skillserve_client.corpus import Corpus
+from skillserve_client.index import FlatIndex
+from skillserve_client.manifest import (
+    CURRENT,
+    EMBEDDER_CARD,
+    EMBEDDER_TOKENIZER,
+    INDEX_FILE,
+    MANIFEST_FILE,
+    OPTIONAL_FILES,
+    QUALITY_FILE,
+    REQUIRED_FILES,
+    RERANKER_CARD,
+    RERANKER_TOKENIZER,
+    SKILLS_FILE,
+    FileEntry,
+    Manifest,
+    ModelEntry,
+    Pointer,
+    Quality,
+)
+from skillserve_client.table import SkillTable
+from skillserve_client.tokens import EmbedderTokens, RerankerTokens
+
+__all__ = ["Bundle", "live_version", "open_bundle", "publish"]
+
+_REBUILD = "Build it again: skillserve index CATALOGUE --force"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A verified bundle, in memory."""
+
+    folder: Path
+    manifest: Manifest
+    corpus: Corpus
+    quality: Quality | None
+
+    @property
+    def version(self) -> str:
+        """Name of this version."""
+        return self.manifest.version
+
+    @property
+    def digests(self) -> dict[Role, str]:
+        """Role → digest of the model that the bundle was built with."""
+        return {role: entry.digest for role, entry in self.manifest.models.items()}
+
+
+def publish(
+    root: Path,
+    *,
+    files: Mapping[str, bytes],
+    num_skills: int,
+    dim: int,
+    catalogue: str,
+    models: Mapping[Role, ModelEntry],
+) -> Manifest:
+    """Write a new version under `root` and make it the live one; `catalogue` is the digest of the skills.
+
+    Raises BundleError if the disk does not take it; then the version that was live still is, and nothing of the
+    new one remains.
+    """
+    now = datetime.now(UTC)
+    version = f"{now:%Y%m%dT%H%M%S%f}Z-{catalogue[:8]}"
+    target = root / version
+    try:
+        manifest = Manifest(
+            version=version,
+            created=now.isoformat(timespec="milliseconds"),
+            parent=live_version(root),
+            num_skills=num_skills,
+            dim=dim,
+            text_format=TEXT_FORMAT,
+            catalogue_digest=catalogue,
+            models=dict(models),
+            files={
+                name: FileEntry(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+                for name, content in sorted(files.items())
+            },
+        )
+        content = (manifest.model_dump_json(indent=2) + "\n").encode()
+        try:
+            with published_folder(target) as draft:
+                for name, body in files.items():
+                    (draft / name).write_bytes(body)
+                (draft / MANIFEST_FILE).write_bytes(content)
+            pointer = Pointer(version=version, manifest_sha256=hashlib.sha256(content).hexdigest())
+            write_text(root / CURRENT, pointer.line())
+        except BaseException:
+            # The folder may stand already, but nobody knows of it: its name is new and CURRENT is the old one.
+            if live_version(root) != version:
+                shutil.rmtree(target, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise BundleError(
+            f"new bundle under `{root}`",
+            got=f"{error.strerror or error} while writing it",
+            wanted="room and permission to write",
+            fix="The bundle that was live still is. Make room, then run the same command again.",
+        ) from error
+    return manifest
+
+
+def live_version(root: Path) -> str | None:
+    """The version that CURRENT names, unchecked; None if there is none or it cannot be read."""
+    try:
+        return Pointer.parse((root / CURRENT).read_text(encoding="utf-8")).version
+    except (OSError, ValueError):
+        return None
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open the live bundle of a root, or one version folder; raises BundleError naming the file at fault.
+
+    The version that is opened is pinned. Only through CURRENT is the manifest itself verified; a version folder
+    opened directly is checked against its own manifest.
+    """
+    pointer_file = path / CURRENT
+    anchor: Pointer | None = None
+    folder = path
+    if pointer_file.exists():
+        try:
+            anchor = Pointer.parse(pointer_file.read_bytes().decode())
+        except (OSError, ValueError) as error:
+            raise _damaged(pointer_file, str(error).splitlines()[0], "`<version> <sha256 of its manifest>`") from error
+        folder = path / anchor.version
+    elif not (path / MANIFEST_FILE).exists():
+        raise BundleError(
+            f"bundle `{path}`",
+            got=f"neither {CURRENT} nor {MANIFEST_FILE}",
+            wanted="a folder of bundles, or one bundle",
+            fix=f"Build one: skillserve index CATALOGUE --bundles {path}",
+        )
+    manifest = _read_manifest(folder / MANIFEST_FILE, anchor)
+    contents = {name: _read_verified(folder / name, entry) for name, entry in manifest.files.items()}
+    return _assemble(folder, manifest, contents)
+
+
+def _read_manifest(path: Path, anchor: Pointer | None) -> Manifest:
+    content = _read(path)
+    if anchor is not None and (found := hashlib.sha256(content).hexdigest()) != anchor.manifest_sha256:
+        raise _damaged(path, f"SHA-256 {found[:12]}", f"{anchor.manifest_sha256[:12]}, as {CURRENT} says")
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "manifest"
+        raise _damaged(path, f"at {where}: {first['msg']}", "a manifest of schema version 1") from error
+    names = set(manifest.files)
+    if unknown := names - REQUIRED_FILES - OPTIONAL_FILES:
+        raise _damaged(path, f"the unknown file {min(unknown)!r}", "only files that this version knows")
+    if missing := REQUIRED_FILES - names:
+        raise _damaged(path, f"no entry for {min(missing)}", "every file of a bundle")
+    if {RERANKER_CARD in names, RERANKER_TOKENIZER in names, "reranker" in manifest.models} not in ({True}, {False}):
+        raise _damaged(path, "a part of a reranker", "its card, its tokenizer and its digest, or none of them")
+    if "embedder" not in manifest.models:
+        raise _damaged(path, "no digest of the embedder", "the model that the index was built with")
+    if anchor is not None and manifest.version != anchor.version:
+        raise _damaged(path, f"version {manifest.version}", f"{anchor.version}, as {CURRENT} says")
+    if manifest.text_format != TEXT_FORMAT:
+        raise _damaged(path, f"text format {manifest.text_format}", TEXT_FORMAT)
+    return manifest
+
+
+def _read_verified(path: Path, entry: FileEntry) -> bytes:
+    content = _read(path)
+    if len(content) != entry.size_bytes:
+        raise _damaged(path, f"{len(content)} bytes", f"{entry.size_bytes} bytes, as its manifest says")
+    found = hashlib.sha256(content).hexdigest()
+    if found != entry.sha256:
+        raise _damaged(path, f"SHA-256 {found[:12]}", f"{entry.sha256[:12]}, as its manifest says")
+    return content
+
+
+def _assemble(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+    index = FlatIndex.from_bytes(contents[INDEX_FILE], subject=f"bundle file `{folder / INDEX_FILE}`")
+    skills = SkillTable.from_bytes(contents[SKILLS_FILE], subject=f"bundle file `{folder / SKILLS_FILE}`")
+    embedder = _read_card(folder / EMBEDDER_CARD, contents[EMBEDDER_CARD], "embedder", manifest)
+    if not len(index) == len(skills) == manifest.num_skills:
+        raise _damaged(
+            folder / INDEX_FILE,
+            f"{len(index)} vectors for {len(skills)} skills",
+            f"{manifest.num_skills} of each, as the manifest says",
+        )
+    if not index.dim == embedder.dim == manifest.dim:
+        raise _damaged(folder / INDEX_FILE, f"{index.dim} dimensions", f"{embedder.dim}, as the embedder's card says")
+    reranker: RerankerTokens | None = None
+    if RERANKER_CARD in contents:
+        card = _read_card(folder / RERANKER_CARD, contents[RERANKER_CARD], "reranker", manifest)
+        reranker = RerankerTokens(card, contents[RERANKER_TOKENIZER])
+    quality: Quality | None = None
+    if QUALITY_FILE in contents:
+        try:
+            quality = Quality.model_validate_json(contents[QUALITY_FILE])
+        except ValidationError as error:
+            raise _damaged(folder / QUALITY_FILE, str(error.errors()[0]["msg"]), "a measurement") from error
+    corpus = Corpus(
+        index=index,
+        skills=skills,
+        embedder=EmbedderTokens(embedder, contents[EMBEDDER_TOKENIZER]),
+        reranker=reranker,
+    )
+    return Bundle(folder=folder, manifest=manifest, corpus=corpus, quality=quality)
+
+
+def _read_card(path: Path, content: bytes, role: Role, manifest: Manifest) -> ModelCard:
+    try:
+        card = ModelCard.model_validate_json(content)
+    except ValidationError as error:
+        raise _damaged(path, str(error.errors()[0]["msg"]), "a model card of schema version 1") from error
+    wanted = manifest.models[role].digest
+    if card.role != role or card.digest != wanted:
+        raise _damaged(path, f"{card.role} {card.short_digest}", f"{role} {wanted[:12]}, as the manifest says")
+    return card
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _damaged(path, error.strerror or str(error), "a readable file of the bundle") from error
+
+
+def _damaged(path: Path, got: str, wanted: str) -> BundleError:
+    return BundleError(f"bundle file `{path}`", got=got, wanted=wanted, fix=_REBUILD)

@@ -1,0 +1,221 @@
+"""The commands `skillserve index` and `skillserve search`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from skillserve.config import Settings, flag, load_settings
+from skillserve.console import out, print_json, progress, talk
+from skillserve.errors import QueryError, UsageError
+from skillserve.publish import write_text
+from skillserve.records import Answer, Query
+from skillserve.skillfile import read_queries
+from skillserve_client.build import Built, build_bundle
+from skillserve_client.search import Searcher
+from skillserve_client.triton import Triton
+
+__all__ = ["index", "search"]
+
+RUN_TAG = "skillserve"
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Config = Annotated[Path | None, typer.Option("--config", help="Configuration file [default: skillserve.toml]")]
+
+
+def index(
+    catalogue: Annotated[Path, typer.Argument(help="JSONL(.gz) or Parquet file, or a folder with SKILL.md files.")],
+    queries: Annotated[Path | None, typer.Option(help="Measure with these requests before publishing.")] = None,
+    qrels: Annotated[Path | None, typer.Option(help="Their judgements; without it, their own `skill_ids`.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build even if the live bundle is the same.")] = False,  # noqa: FBT002
+    models: Annotated[Path | None, flag("index.models")] = None,
+    bundles: Annotated[Path | None, flag("index.bundles")] = None,
+    candidates: Annotated[int | None, flag("search.candidates")] = None,
+    rerank_depth: Annotated[int | None, flag("search.rerank_depth")] = None,
+    url: Annotated[str | None, flag("client.url")] = None,
+    timeout_s: Annotated[float | None, flag("client.timeout_s")] = None,
+    max_request_tokens: Annotated[int | None, flag("client.max_request_tokens")] = None,
+    num_in_flight: Annotated[int | None, flag("client.num_in_flight")] = None,
+    config: Config = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Build a bundle from a catalogue through a running server."""
+    if qrels and not queries:
+        raise UsageError(
+            "option --qrels", got="judgements without requests", wanted="--queries as well", fix="Add --queries FILE."
+        )
+    settings = load_settings(
+        config,
+        flags={
+            "index.models": models,
+            "index.bundles": bundles,
+            "search.candidates": candidates,
+            "search.rerank_depth": rerank_depth,
+            "client.url": url,
+            "client.timeout_s": timeout_s,
+            "client.max_request_tokens": max_request_tokens,
+            "client.num_in_flight": num_in_flight,
+        },
+    )
+    with Triton(settings.client) as triton:
+        built = build_bundle(
+            catalogue,
+            triton,
+            index=settings.index,
+            search=settings.search,
+            queries=queries,
+            qrels=qrels,
+            force=force,
+        )
+    _show_built(built, settings.index.bundles, as_json=as_json)
+
+
+def search(
+    query: Annotated[
+        str | None, typer.Argument(help="The request; without it, --file or one per line on stdin.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="JSONL(.gz) or Parquet file of requests.")] = None,
+    run_out: Annotated[Path | None, typer.Option(help="With --file: write the rankings as a TREC run.")] = None,
+    bundles: Annotated[Path | None, flag("index.bundles")] = None,
+    candidates: Annotated[int | None, flag("search.candidates")] = None,
+    rerank_depth: Annotated[int | None, flag("search.rerank_depth")] = None,
+    top_k: Annotated[int | None, flag("search.top_k")] = None,
+    deadline_ms: Annotated[float | None, flag("search.deadline_ms")] = None,
+    url: Annotated[str | None, flag("client.url")] = None,
+    timeout_s: Annotated[float | None, flag("client.timeout_s")] = None,
+    max_request_tokens: Annotated[int | None, flag("client.max_request_tokens")] = None,
+    num_in_flight: Annotated[int | None, flag("client.num_in_flight")] = None,
+    config: Config = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Find skills for a request."""
+    if query is not None and file is not None:
+        raise UsageError(
+            "command `skillserve search`", got="a request and --file", wanted="one of them", fix="Leave one out."
+        )
+    if run_out and not file:
+        raise UsageError(
+            "option --run-out", got="requests without ids", wanted="--file as well", fix="Add --file FILE.jsonl."
+        )
+    settings = load_settings(
+        config,
+        flags={
+            "index.bundles": bundles,
+            "search.candidates": candidates,
+            "search.rerank_depth": rerank_depth,
+            "search.top_k": top_k,
+            "search.deadline_ms": deadline_ms,
+            "client.url": url,
+            "client.timeout_s": timeout_s,
+            "client.max_request_tokens": max_request_tokens,
+            "client.num_in_flight": num_in_flight,
+        },
+    )
+    requests = _requests(query, file)
+    run: list[str] = []
+    for request, answer in _answers(requests, settings):
+        if run_out:
+            run += _run_lines(request, answer)
+        if as_json:
+            print_json({"id": request.id, "query": request.text, **answer.to_dict()})
+        elif not run_out:
+            _show_answer(request, answer, titled=len(requests) > 1)
+    if run_out:
+        write_text(run_out, "".join(run))
+        talk(f"{len(requests)} rankings written to {run_out}")
+
+
+def _requests(query: str | None, file: Path | None) -> list[Query]:
+    if file is not None:
+        requests = read_queries(file)
+    elif query is not None:
+        return [Query(id="1", text=query)]
+    else:
+        lines = sys.stdin.read().splitlines() if not sys.stdin.isatty() else []
+        requests = [Query(id=str(n), text=line) for n, line in enumerate(lines, 1) if line.strip()]
+    if not requests:
+        raise QueryError(
+            f"`{file}`" if file else "standard input",
+            got="no request",
+            wanted="at least one",
+            fix="Say what the skill should do: skillserve search 'resize images in a folder'",
+        )
+    return requests
+
+
+def _answers(requests: Sequence[Query], settings: Settings) -> Iterator[tuple[Query, Answer]]:
+    with Searcher.connect(settings.index.bundles, client=settings.client, settings=settings.search) as searcher:
+        if len(requests) == 1:
+            yield requests[0], searcher.search(requests[0].text)
+            return
+        with progress("searching", len(requests)) as bar:
+            for request in requests:
+                yield request, searcher.search(request.text)
+                bar.advance()
+
+
+def _run_lines(request: Query, answer: Answer) -> Iterator[str]:
+    """TREC's six columns. Scores descend with the rank, since the two stages score on different scales."""
+    for hit in answer.hits:
+        for name, value in (("request", request.id), ("skill", hit.skill_id)):
+            if len(value.split()) != 1:
+                raise UsageError(
+                    f"id {value!r} of a {name}",
+                    got="white space in it",
+                    wanted="ids without white space, which separates the columns of a run",
+                    fix="Use --json instead of --run-out, or change the id.",
+                )
+        yield f"{request.id} Q0 {hit.skill_id} {hit.rank} {len(answer.hits) - hit.rank + 1} {RUN_TAG}\n"
+
+
+def _show_built(built: Built, root: Path, *, as_json: bool) -> None:
+    manifest = built.manifest
+    if as_json:
+        result: dict[str, Any] = {
+            "status": "current" if built.current else "published",
+            "bundle": str(root / manifest.version),
+            "version": manifest.version,
+            "parent": manifest.parent,
+            "num_skills": manifest.num_skills,
+            "dim": manifest.dim,
+            "digests": {role: entry.digest for role, entry in manifest.models.items()},
+            "quality": built.quality.model_dump() if built.quality else None,
+        }
+        print_json(result)
+        return
+    digests = ", ".join(f"{role} {entry.digest[:12]}" for role, entry in manifest.models.items())
+    verb = "current, nothing to do" if built.current else "published"
+    out.print(
+        f"{verb}: {root / manifest.version} · {manifest.num_skills} skills · {digests}", markup=False, soft_wrap=True
+    )
+    if built.quality is None:
+        return
+    quality = built.quality
+    stages = [("first stage", quality.first_stage), *([("reranked", quality.two_stage)] if quality.two_stage else [])]
+    table = Table("", *quality.first_stage, box=None, title_justify="left")
+    for title, figures in stages:
+        table.add_row(title, *(f"{figure:.4f}" for figure in figures.values()))
+    out.print(table)
+    if quality.rerank_helps is False:
+        talk("Reranking lowered the order on these requests, so searches of this bundle leave it out by default.")
+
+
+def _show_answer(request: Query, answer: Answer, *, titled: bool) -> None:
+    if titled:
+        out.print(f"\n{request.id}: {request.text[:100]}", markup=False)
+    table = Table("rank", "name", "score", "similarity", "id", box=None)
+    for hit in answer.hits:
+        cells = (str(hit.rank), hit.name, f"{hit.score:.3f}", f"{hit.similarity:.3f}", hit.skill_id)
+        table.add_row(*(Text(cell) for cell in cells))
+    out.print(table)
+    timings = " · ".join(f"{stage} {value:.1f}" for stage, value in answer.timings_ms.items())
+    digests = " · ".join(f"{role} {digest[:12]}" for role, digest in answer.digests.items())
+    out.print(f"{answer.status} · ms: {timings} · bundle {answer.bundle} · {digests}", markup=False, soft_wrap=True)
+    for note in answer.notes:
+        out.print(f"note: {note}", markup=False, soft_wrap=True)

@@ -1,0 +1,106 @@
+"""The one door to FAISS: exact inner-product search over embeddings.
+
+Shape legend: Q queries, N skills, K results, D embedding dimension.
+"""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from skillserve.errors import BundleError
+from skillserve_client.wire import Floats
+
+__all__ = ["FlatIndex"]
+
+Rows = npt.NDArray[np.int64]
+
+_ROUNDING = 1e-5
+"""Bound on how far FAISS's float32 sums may stray from exact ones: unit vectors, D up to 4096, 1e-6 in practice."""
+
+
+class FlatIndex:
+    """Embeddings of a catalogue, searched exhaustively.
+
+    FAISS chooses its arithmetic by batch size and processor, so near ties could swap places from one call to
+    the next. It therefore only nominates; the order follows similarities that are summed here in float64, and
+    equal ones are ordered by row.
+    """
+
+    def __init__(self, index: faiss.IndexFlatIP) -> None:
+        self._index = index
+
+    @classmethod
+    def build(cls, vectors: Floats) -> FlatIndex:
+        """Index `[N, D]` finite vectors; row numbers are their positions."""
+        if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all():
+            raise ValueError(f"an index needs finite vectors [N, D] with N ≥ 1, not {vectors.shape}")
+        index = faiss.IndexFlatIP(vectors.shape[1])
+        index.add(np.ascontiguousarray(vectors, np.float32))
+        return cls(index)
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self._index.d)
+
+    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+        """The K = min(k, N) nearest rows of each query: similarities `[Q, K]`, rows `[Q, K]`, best first."""
+        if queries.ndim != 2 or queries.shape[1] != self.dim or k < 1:
+            raise ValueError(f"queries [Q, {self.dim}] and k ≥ 1 are needed, not {queries.shape} and {k}")
+        queries = np.ascontiguousarray(queries, np.float32)
+        k = min(k, len(self))
+        similarities = np.empty((len(queries), k), np.float32)
+        rows = np.empty((len(queries), k), np.int64)
+        waiting = np.arange(len(queries))
+        num_nominated = min(k + 8, len(self))
+        while len(waiting):
+            rough, nominated = self._index.search(queries[waiting], num_nominated)
+            # Whoever was not nominated is at most as similar as the last nominee; only a clear gap to the
+            # k-th place rules out that a tie of it stayed outside.
+            tolerance = _ROUNDING * np.maximum(1.0, np.abs(rough[:, k - 1]))
+            settled = (rough[:, k - 1] - rough[:, -1] > tolerance) | (num_nominated == len(self))
+            for place in np.flatnonzero(settled):
+                i = waiting[place]
+                similarities[i], rows[i] = self._ordered(queries[i], nominated[place], k)
+            waiting = waiting[~settled]
+            num_nominated = min(num_nominated * 2, len(self))
+        return similarities, rows
+
+    def to_bytes(self) -> bytes:
+        """The index in FAISS's own format."""
+        return bytes(faiss.serialize_index(self._index).tobytes())
+
+    @classmethod
+    def from_bytes(cls, content: bytes, *, subject: str) -> FlatIndex:
+        """Read an index whose checksum was verified; raises BundleError.
+
+        FAISS loads many damaged files without complaint and answers wrongly from them.
+        """
+        faiss.set_deserialization_vector_byte_limit(len(content))
+        try:
+            index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise _unreadable(subject, str(error).splitlines()[0]) from error
+        if not isinstance(index, faiss.IndexFlatIP):
+            raise _unreadable(subject, f"a {type(index).__name__}")
+        return cls(index)
+
+    def _ordered(self, query: Floats, nominated: Rows, k: int) -> tuple[Floats, Rows]:
+        vectors = self._index.reconstruct_batch(nominated)
+        exact = (vectors.astype(np.float64) * query.astype(np.float64)).sum(axis=1).astype(np.float32)
+        order = np.lexsort((nominated, -exact))[:k]
+        return exact[order], nominated[order]
+
+
+def _unreadable(subject: str, got: str) -> BundleError:
+    return BundleError(
+        subject,
+        got=got,
+        wanted="a flat inner-product index",
+        fix="Build the bundle again: skillserve index CATALOGUE --force",
+    )

@@ -1,0 +1,139 @@
+"""What a bundle says about itself: its manifest, the pointer to the live one, and its measured quality."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from skillserve.records import Skill
+from skillserve.tensors import Role
+
+__all__ = [
+    "CURRENT",
+    "EMBEDDER_CARD",
+    "EMBEDDER_TOKENIZER",
+    "INDEX_FILE",
+    "MANIFEST_FILE",
+    "OPTIONAL_FILES",
+    "QUALITY_FILE",
+    "REQUIRED_FILES",
+    "RERANKER_CARD",
+    "RERANKER_TOKENIZER",
+    "SKILLS_FILE",
+    "FileEntry",
+    "Manifest",
+    "ModelEntry",
+    "Pointer",
+    "Quality",
+    "catalogue_digest",
+]
+
+CURRENT = "CURRENT"
+"""File beside the versions: `<version> <SHA-256 of its manifest.json>`, the anchor of all checks."""
+
+MANIFEST_FILE = "manifest.json"
+SKILLS_FILE = "skills.parquet"
+INDEX_FILE = "index.faiss"
+QUALITY_FILE = "quality.json"
+EMBEDDER_CARD = "embedder.card.json"
+EMBEDDER_TOKENIZER = "embedder.tokenizer.json"
+RERANKER_CARD = "reranker.card.json"
+RERANKER_TOKENIZER = "reranker.tokenizer.json"
+REQUIRED_FILES = frozenset({SKILLS_FILE, INDEX_FILE, EMBEDDER_CARD, EMBEDDER_TOKENIZER})
+OPTIONAL_FILES = frozenset({RERANKER_CARD, RERANKER_TOKENIZER, QUALITY_FILE})
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,99}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Record):
+    """One file of the bundle."""
+
+    sha256: Sha256
+    size_bytes: int = Field(ge=0)
+
+
+class ModelEntry(_Record):
+    """The model that a part of the bundle was made with."""
+
+    digest: Sha256
+    served_version: str
+    """Model version on the server that built the bundle, for the record; the digest decides."""
+
+
+class Manifest(_Record):
+    """Everything that must hold before a bundle is used."""
+
+    schema_version: Literal[1] = 1
+    version: Version
+    created: str
+    """UTC, ISO 8601."""
+    parent: Version | None
+    """Version that was live before."""
+    num_skills: int = Field(gt=0)
+    dim: int = Field(gt=0)
+    metric: Literal["inner_product"] = "inner_product"
+    index_kind: Literal["flat"] = "flat"
+    text_format: str
+    catalogue_digest: Sha256
+    models: dict[Role, ModelEntry]
+    files: dict[str, FileEntry]
+
+
+class Pointer(_Record):
+    """The content of CURRENT."""
+
+    version: Version
+    manifest_sha256: Sha256
+
+    @classmethod
+    def parse(cls, text: str) -> Pointer:
+        """Read the line; raises ValueError (pydantic's ValidationError is one)."""
+        match = re.fullmatch(r"(\S+) (\S+)\n", text)
+        if match is None:
+            raise ValueError("not `<version> <sha256>`")
+        return cls(version=match[1], manifest_sha256=match[2])
+
+    def line(self) -> str:
+        """The line as it is written."""
+        return f"{self.version} {self.manifest_sha256}\n"
+
+
+class Quality(_Record):
+    """How well a bundle answered requests with known answers, measured before it was published."""
+
+    schema_version: Literal[1] = 1
+    requests: int = Field(gt=0)
+    """Judged requests that were measured."""
+    queries_digest: Sha256
+    k: int
+    candidates: int
+    rerank_depth: int
+    first_stage: dict[str, float]
+    """`ndcg@k`, `recall@k`, `completeness@k` of the order of the index."""
+    two_stage: dict[str, float] | None
+    """The same after reranking; None without a reranker."""
+    rerank_helps: bool | None
+    """False if reranking lowered NDCG@k; None without a reranker."""
+
+
+def catalogue_digest(skills: Sequence[Skill]) -> str:
+    """SHA-256 over all fields of all skills, in order."""
+    return _digest(asdict(skill) for skill in skills)
+
+
+def _digest(records: Iterable[object]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record, sort_keys=True, separators=(",", ":")).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,197 @@
+"""The two-stage search as one plan, without input or output.
+
+    query → token ids → embed → candidates from the index → pairs → rerank → hits
+
+The plan is a generator. It yields `Step`s (sequences to be inferred), is sent arrays or has the server's error
+thrown into it, and returns the `Answer`. Every decision is made here, once, for the blocking and the asyncio
+searcher.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from skillserve.config import SearchSettings
+from skillserve.errors import DeadlineExceeded, RepositoryError, ServerError, SkillserveError
+from skillserve.records import Answer, Hit
+from skillserve.tensors import Ids, Role
+from skillserve_client.bundle import Bundle
+from skillserve_client.tokens import CutText
+from skillserve_client.wire import Floats
+
+__all__ = ["DEFAULT_DEPTH", "FAILURES", "Plan", "Step", "choose_depth", "order_reranked", "plan_search", "proceed"]
+
+DEFAULT_DEPTH = 20
+"""Candidates that are reranked where neither the caller nor the bundle's measurement says otherwise."""
+
+FAILURES = (ServerError, RepositoryError)
+"""What an inference may raise; RepositoryError when a model was unloaded meanwhile."""
+
+_LEAST_RERANK_S = 0.002
+"""Less time than this before the deadline is not worth loading the server: nobody would wait for the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An inference that the plan asks for."""
+
+    role: Role
+    sequences: Sequence[Ids]
+    deadline: float | None = None
+    """Moment on the monotonic clock; None leaves the client its own timeout."""
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Time left for this step, now."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+
+Plan = Generator[Step, Floats, Answer]
+
+
+def proceed(plan: Plan, outcome: Floats | SkillserveError | None) -> Step | Answer:
+    """Hand the plan the outcome of its last step (None at the start); returns the next step, or the answer."""
+    try:
+        if outcome is None:
+            return next(plan)
+        if isinstance(outcome, SkillserveError):
+            return plan.throw(outcome)
+        return plan.send(outcome)
+    except StopIteration as done:
+        answer: Answer = done.value
+        return answer
+
+
+def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
+    """The steps of one search. Raises QueryError for a blank query, and the server's error if embedding fails.
+
+    The deadline bounds reranking only. Without an embedding there is nothing to answer with, so that step keeps
+    the client's timeout: an answer late by one short inference beats an error.
+    """
+    corpus, watch = bundle.corpus, _Stopwatch()
+    deadline = None if settings.deadline_ms is None else watch.started + settings.deadline_ms / 1000
+    depth, reason = choose_depth(bundle, settings.rerank_depth)
+    read = corpus.embedder.query(query)
+    pair_side = corpus.reranker.query(query) if corpus.reranker is not None and depth else None
+    notes = [*([reason] if reason else []), *_truncation(read, pair_side)]
+    watch.lap("tokenise")
+
+    vectors = yield Step("embedder", [read.ids])
+    watch.lap("embed")
+
+    found = corpus.index.search(vectors, max(settings.candidates, settings.top_k, depth))
+    similarities, rows = found[0][0], found[1][0]
+    watch.lap("candidates")
+
+    status: Literal["ok", "degraded"] = "ok"
+    scores = np.empty(0, np.float32)
+    if pair_side is not None:
+        try:
+            if deadline is not None and deadline - time.monotonic() < _LEAST_RERANK_S:
+                raise _too_late()
+            scores = yield Step("reranker", corpus.pairs(pair_side.ids, rows[:depth].tolist()), deadline)
+        except FAILURES as error:
+            status = "degraded"
+            notes.append(f"not reranked, this is the order of the first stage: {_why(error, settings.deadline_ms)}")
+        watch.lap("rerank")
+    reranked = len(scores) > 0
+    took_part: tuple[Role, ...] = ("embedder", "reranker") if reranked else ("embedder",)
+    return Answer(
+        status=status,
+        hits=_hits(bundle, rows, similarities, scores, settings.top_k),
+        reranked=reranked,
+        notes=tuple(notes),
+        bundle=bundle.version,
+        digests={role: bundle.digests[role] for role in took_part},
+        timings_ms=watch.stop(),
+    )
+
+
+def choose_depth(bundle: Bundle, wanted: int | None) -> tuple[int, str | None]:
+    """How many candidates to rerank, and the reason where it is not simply what was asked for."""
+    if bundle.corpus.reranker is None:
+        return 0, None if wanted == 0 else "not reranked: this bundle was built without a reranker"
+    if wanted is not None:
+        return wanted, None
+    quality = bundle.quality
+    if quality is not None and quality.two_stage is not None and quality.rerank_helps is False:
+        metric = f"ndcg@{quality.k}"
+        return 0, (
+            f"not reranked: over {quality.requests} requests reranking lowered NDCG@{quality.k} "
+            f"from {quality.first_stage[metric]:.4f} to {quality.two_stage[metric]:.4f}; "
+            "--rerank-depth 20 turns it on all the same"
+        )
+    return DEFAULT_DEPTH, None
+
+
+def order_reranked(scores: Floats, num_candidates: int) -> npt.NDArray[np.int64]:
+    """Candidate positions, best first: the reranked ones by score (ties as they stood), then the rest as they stood."""
+    first = np.argsort(-scores, kind="stable")
+    return np.concatenate([first, np.arange(len(scores), num_candidates)])
+
+
+class _Stopwatch:
+    """Milliseconds per stage."""
+
+    def __init__(self) -> None:
+        self.started = self._lap = time.monotonic()
+        self._timings_ms: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        now = time.monotonic()
+        self._timings_ms[stage] = round((now - self._lap) * 1000, 3)
+        self._lap = now
+
+    def stop(self) -> dict[str, float]:
+        return {**self._timings_ms, "total": round((time.monotonic() - self.started) * 1000, 3)}
+
+
+def _hits(
+    bundle: Bundle, rows: npt.NDArray[np.int64], similarities: Floats, scores: Floats, top_k: int
+) -> tuple[Hit, ...]:
+    hits = []
+    for rank, place in enumerate(order_reranked(scores, len(rows))[:top_k].tolist(), 1):
+        skill_id, name, description = bundle.corpus.skills.heading(int(rows[place]))
+        reranked = place < len(scores)
+        hits.append(
+            Hit(
+                rank=rank,
+                skill_id=skill_id,
+                name=name,
+                description=description,
+                score=float(scores[place] if reranked else similarities[place]),
+                similarity=float(similarities[place]),
+                reranked=reranked,
+            )
+        )
+    return tuple(hits)
+
+
+def _truncation(read: CutText, pair_side: CutText | None) -> list[str]:
+    """What the models did not read of the request."""
+    notes = []
+    for role, cut in (("embedder", read), ("reranker", pair_side)):
+        if cut is not None and cut.num_cut:
+            about = "about " if cut.estimated else ""
+            notes.append(
+                f"the request is long: the {role} read its first {cut.num_kept} tokens, {about}{cut.num_cut} were cut"
+            )
+    return notes
+
+
+def _why(error: SkillserveError, deadline_ms: float | None) -> str:
+    if isinstance(error, DeadlineExceeded) and deadline_ms is not None:
+        return f"the deadline of {deadline_ms:g} ms was too near"
+    return f"the reranker failed ({type(error).__name__}: {error.got})"
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "reranking", got="no time left", wanted="an answer in time", fix="Allow more time: --deadline-ms"
+    )

@@ -1,0 +1,130 @@
+"""Measuring a corpus before it is published: does the order of the first stage hold, and does reranking help?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+
+from skillserve.config import SearchSettings
+from skillserve.console import Bar
+from skillserve.errors import CatalogueError
+from skillserve.metrics import evaluate
+from skillserve.records import Qrels, Query
+from skillserve.skillfile import read_qrels, read_queries
+from skillserve.tensors import Ids
+from skillserve_client.corpus import Corpus
+from skillserve_client.manifest import Quality
+from skillserve_client.plan import DEFAULT_DEPTH, order_reranked
+from skillserve_client.wire import Inference
+
+__all__ = ["Judged", "measure", "read_judged"]
+
+K = 10
+_QUERIES_AT_ONCE = 32
+"""Requests whose pairs are in memory together."""
+
+_METRICS = (f"ndcg@{K}", f"recall@{K}", f"completeness@{K}")
+
+Progress = Callable[[str, int], AbstractContextManager[Bar]]
+
+
+class Judged:
+    """Requests with their relevance judgements, and the digest of both."""
+
+    def __init__(self, queries: Sequence[Query], qrels: Qrels) -> None:
+        self.queries = [query for query in queries if any(rel > 0 for rel in qrels.get(query.id, {}).values())]
+        self.qrels = {query.id: dict(qrels[query.id]) for query in self.queries}
+        content = [(query.id, query.text, sorted(self.qrels[query.id].items())) for query in self.queries]
+        self.digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def read_judged(queries: Path, qrels: Path | None) -> Judged:
+    """Read requests, and judgements from `qrels` or else from the requests' `skill_ids`; raises CatalogueError."""
+    requests = read_queries(queries)
+    judgements = read_qrels(qrels) if qrels else {q.id: dict.fromkeys(q.skill_ids, 1) for q in requests}
+    judged = Judged(requests, judgements)
+    if not judged.queries:
+        raise CatalogueError(
+            f"`{queries}`",
+            got=f"{len(requests)} requests, none of them with a fitting skill",
+            wanted="`skill_ids` with each request, or judgements in a file of their own",
+            fix="Name the judgements: --qrels FILE",
+        )
+    return judged
+
+
+def measure(corpus: Corpus, judged: Judged, triton: Inference, settings: SearchSettings, progress: Progress) -> Quality:
+    """Both stages through the real server, with the candidates that a search would take.
+
+    A reranker is measured even where settings turn it off, so that the choice rests on figures; depth 0 therefore
+    means the default here. Raises CatalogueError if no judged skill is in the catalogue.
+    """
+    ids = corpus.skills.ids()
+    golds = {skill for relevance in judged.qrels.values() for skill, rel in relevance.items() if rel > 0}
+    if not golds & set(ids):
+        raise CatalogueError(
+            "judgements of the measured requests",
+            got=f"{len(golds)} skills, none of which is in the catalogue",
+            wanted="judgements about this catalogue",
+            fix="Name the requests that belong to it: --queries FILE --qrels FILE",
+        )
+    texts = [query.text for query in judged.queries]
+    depth = settings.rerank_depth or DEFAULT_DEPTH
+    with progress("embedding requests", len(texts)) as bar:
+        sequences = [read.ids for read in corpus.embedder.queries(texts)]
+        vectors = triton.infer("embedder", sequences, progress=bar.advance)
+    _, rows = corpus.index.search(vectors, max(settings.candidates, depth, K))
+    first = [[ids[row] for row in found] for found in rows.tolist()]
+    first_stage = _figures(judged, first)
+    two_stage: dict[str, float] | None = None
+    if corpus.reranker is not None:
+        two_stage = _figures(judged, _reranked(corpus, texts, rows[:, :depth].tolist(), first, triton, progress))
+    return Quality(
+        requests=len(texts),
+        queries_digest=judged.digest,
+        k=K,
+        candidates=settings.candidates,
+        rerank_depth=depth,
+        first_stage=first_stage,
+        two_stage=two_stage,
+        rerank_helps=None if two_stage is None else two_stage[_METRICS[0]] >= first_stage[_METRICS[0]],
+    )
+
+
+def _reranked(
+    corpus: Corpus,
+    texts: Sequence[str],
+    tops: Sequence[Sequence[int]],
+    first: Sequence[Sequence[str]],
+    triton: Inference,
+    progress: Progress,
+) -> list[list[str]]:
+    if corpus.reranker is None:
+        raise ValueError("this corpus has no reranker")
+    reads = corpus.reranker.queries(texts)
+    rankings: list[list[str]] = []
+    with progress("reranking candidates", sum(map(len, tops))) as bar:
+        for start in range(0, len(texts), _QUERIES_AT_ONCE):
+            part = range(start, min(start + _QUERIES_AT_ONCE, len(texts)))
+            pairs: list[Ids] = [pair for i in part for pair in corpus.pairs(reads[i].ids, tops[i])]
+            scores = np.split(
+                triton.infer("reranker", pairs, progress=bar.advance), np.cumsum([len(tops[i]) for i in part])[:-1]
+            )
+            for i, found in zip(part, scores, strict=True):
+                rankings.append([first[i][place] for place in order_reranked(found, len(first[i])).tolist()])
+    return rankings
+
+
+def _figures(judged: Judged, rankings: Sequence[Sequence[str]]) -> dict[str, float]:
+    # Scores are ranks: the two stages have different scales, and metrics would break ties by id.
+    run = {
+        query.id: {skill: -float(place) for place, skill in enumerate(ranking)}
+        for query, ranking in zip(judged.queries, rankings, strict=True)
+    }
+    figures = evaluate(run, judged.qrels, k=K)
+    return {name: figures[name] for name in _METRICS}

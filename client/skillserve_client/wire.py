@@ -1,0 +1,250 @@
+"""What travels to the server and back, without a socket: served models, requests, answers.
+
+Shape legend: B sequences of one request, L the longest of them, T their tokens, D embedding dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from skillserve.errors import RepositoryError, RequestRejected
+from skillserve.tensors import (
+    DIGEST_PARAMETER,
+    INPUT_IDS,
+    LAYOUT_PARAMETER,
+    MAX_SEQUENCE_TOKENS_PARAMETER,
+    MAX_TOKENS_PARAMETER,
+    MODEL_NAMES,
+    OUTPUT_NAMES,
+    SEQ_LENS,
+    VOCAB_SIZE_PARAMETER,
+    Ids,
+    Role,
+    pack,
+    token_budget_batches,
+)
+
+__all__ = [
+    "ATTENTION_MASK",
+    "AsyncInference",
+    "Floats",
+    "Inference",
+    "Progress",
+    "ServedModel",
+    "Statistics",
+    "collect",
+    "cut",
+    "encode",
+]
+
+Floats = npt.NDArray[np.float32]
+"""Embeddings `[n, D]` or scores `[n]`."""
+
+Progress = Callable[[int], object]
+"""Called with the number of sequences that were just answered."""
+
+ATTENTION_MASK = "attention_mask"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A model as the server describes it."""
+
+    role: Role
+    name: str
+    version: str
+    layout: Literal["packed", "padded"]
+    digest: str
+    dim: int | None
+    """Embedding dimension; None for a reranker."""
+    max_request_tokens: int | None
+    """Most tokens of one request; None if the server names no limit."""
+    max_sequence_tokens: int | None
+    vocab_size: int | None
+    max_batch_size: int
+    """Most rows of one padded request."""
+
+    @classmethod
+    def from_config(
+        cls,
+        role: Role,
+        *,
+        version: str,
+        parameters: Mapping[str, str],
+        output_dims: Sequence[int],
+        max_batch_size: int,
+    ) -> ServedModel:
+        """Read a model configuration; raises RepositoryError where skillserve's parameters are missing or wrong."""
+        name = MODEL_NAMES[role]
+        layout = parameters.get(LAYOUT_PARAMETER)
+        if not parameters.get(DIGEST_PARAMETER) or layout not in ("packed", "padded"):
+            raise RepositoryError(
+                f"model `{name}` on the server",
+                got=f"{DIGEST_PARAMETER}={parameters.get(DIGEST_PARAMETER)!r}, {LAYOUT_PARAMETER}={layout!r}",
+                wanted="a digest and the layout `packed` or `padded` in its configuration",
+                fix="Serve a repository that was written by `skillserve export`.",
+            )
+
+        def number(parameter: str) -> int | None:
+            text = parameters.get(parameter)
+            if text is not None and not (text.isdecimal() and int(text) > 0):
+                raise RepositoryError(
+                    f"model `{name}` on the server",
+                    got=f"{parameter}={text!r}",
+                    wanted="a positive whole number",
+                    fix="Serve a repository that was written by `skillserve export`.",
+                )
+            return None if text is None else int(text)
+
+        return cls(
+            role=role,
+            name=name,
+            version=version,
+            layout="packed" if layout == "packed" else "padded",
+            digest=parameters[DIGEST_PARAMETER],
+            dim=int(output_dims[-1]) if role == "embedder" else None,
+            max_request_tokens=number(MAX_TOKENS_PARAMETER),
+            max_sequence_tokens=number(MAX_SEQUENCE_TOKENS_PARAMETER),
+            vocab_size=number(VOCAB_SIZE_PARAMETER),
+            max_batch_size=max(max_batch_size, 1),
+        )
+
+    def no_rows(self) -> Floats:
+        """The answer to no sequences: `[0, D]` or `[0]`."""
+        return np.empty((0,) if self.dim is None else (0, self.dim), np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Totals of one model since the server started; differences between two moments describe a load."""
+
+    num_requests: int
+    """Requests answered with success."""
+    num_failed: int
+    num_executions: int
+    """Runs of the graph; fewer than requests when the server joined some."""
+    queue_ms: float
+    compute_ms: float
+
+
+class Inference(Protocol):
+    """What search and indexing need of a server; `Triton` is one, and so is anything that computes in-process."""
+
+    def served(self, role: Role) -> ServedModel:
+        """Describe the model of a role; raises RepositoryError if the server has none."""
+        ...
+
+    def infer(
+        self,
+        role: Role,
+        sequences: Sequence[Ids],
+        *,
+        timeout_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> Floats:
+        """Embeddings `[n, D]` or scores `[n]`, in the order of the sequences; raises ServerError."""
+        ...
+
+
+class AsyncInference(Protocol):
+    """`Inference` to be awaited."""
+
+    async def served(self, role: Role) -> ServedModel:
+        """Describe the model of a role."""
+        ...
+
+    async def infer(
+        self,
+        role: Role,
+        sequences: Sequence[Ids],
+        *,
+        timeout_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> Floats:
+        """Embeddings `[n, D]` or scores `[n]`."""
+        ...
+
+
+def cut(sequences: Sequence[Ids], model: ServedModel, max_request_tokens: int) -> list[slice]:
+    """Cut sequences, in order, into requests within the client's and the server's budget.
+
+    A packed request costs its tokens, a padded one its rectangle. Raises RequestRejected for a sequence that
+    the server would refuse, before anything is sent.
+    """
+    lens = [len(sequence) for sequence in sequences]
+    server = model.max_request_tokens
+    longest = min(limit for limit in (model.max_sequence_tokens, server, np.iinfo(np.int32).max) if limit is not None)
+    for i, (sequence, length) in enumerate(zip(sequences, lens, strict=True)):
+        if not 1 <= length <= longest:
+            raise _malformed(model, i, f"{length} tokens", f"1 to {longest} tokens")
+        if model.vocab_size is not None and not 0 <= sequence.min() <= sequence.max() < model.vocab_size:
+            raise _malformed(
+                model, i, f"token ids {sequence.min()} to {sequence.max()}", f"ids in [0, {model.vocab_size})"
+            )
+    budget = max_request_tokens if server is None else min(max_request_tokens, server)
+    if model.layout == "packed":
+        return list(token_budget_batches(lens, max_tokens=budget))
+    return list(_rectangles(lens, max_tokens=budget, max_rows=model.max_batch_size))
+
+
+def encode(sequences: Sequence[Ids], model: ServedModel) -> dict[str, npt.NDArray[np.int32]]:
+    """The input tensors of one request, by name."""
+    if model.layout == "packed":
+        packed = pack(sequences)
+        return {INPUT_IDS: packed.input_ids, SEQ_LENS: packed.seq_lens}
+    lens = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    mask = np.arange(lens.max())[None, :] < lens[:, None]
+    input_ids_BL = np.zeros(mask.shape, np.int32)
+    input_ids_BL[mask] = np.concatenate(sequences)
+    return {INPUT_IDS: input_ids_BL, ATTENTION_MASK: mask.astype(np.int32)}
+
+
+def collect(answer: npt.NDArray[np.generic] | None, num: int, model: ServedModel) -> Floats:
+    """The rows of one answer, `[n, D]` or `[n]`; RequestRejected where a row is NaN or the shape is another."""
+    shape = (num,) if model.dim is None else (num, model.dim)
+    wanted = (1, *shape) if model.layout == "packed" else shape
+    if answer is None or answer.shape != wanted or answer.dtype != np.float32:
+        found = "nothing" if answer is None else f"{answer.dtype} {list(answer.shape)}"
+        raise RepositoryError(
+            f"output `{OUTPUT_NAMES[model.role]}` of `{model.name}`",
+            got=found,
+            wanted=f"float32 {list(wanted)}",
+            fix="Export the model again, then restart the server: skillserve export WEIGHTS",
+        )
+    rows = np.asarray(answer, np.float32).reshape(shape)
+    if not np.isfinite(rows).all():
+        bad = np.flatnonzero(~np.isfinite(rows.reshape(num, -1)).all(axis=1))
+        raise RequestRejected(
+            f"answer of `{model.name}`",
+            got=f"no finite number in {len(bad)} of {num} rows, first row {bad[0]}",
+            wanted="finite numbers; the graph answers NaN to a malformed request",
+            fix="Check that tokenizer and model belong together, then run: skillserve verify",
+        )
+    return rows
+
+
+def _rectangles(lens: Sequence[int], *, max_tokens: int, max_rows: int) -> Iterator[slice]:
+    """Runs of sequences whose padded rectangle stays within the budget; a longer sequence travels alone."""
+    start = longest = 0
+    for i, length in enumerate(lens):
+        wider = max(longest, length)
+        if i > start and ((i - start + 1) * wider > max_tokens or i - start >= max_rows):
+            yield slice(start, i)
+            start, wider = i, length
+        longest = wider
+    if start < len(lens):
+        yield slice(start, len(lens))
+
+
+def _malformed(model: ServedModel, i: int, got: str, wanted: str) -> RequestRejected:
+    return RequestRejected(
+        f"sequence {i} for `{model.name}`",
+        got=got,
+        wanted=wanted,
+        fix="Tokenise with the model's own card and tokenizer.json.",
+    )

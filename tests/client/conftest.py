@@ -1,0 +1,334 @@
+"""A tiny world: a WordPiece tokenizer made from scratch, cards, a model repository, and two servers.
+
+`FakeTriton` computes in-process. `WireServer` is a real gRPC server that answers with the same numbers, so that
+the client's whole path through sockets and status codes is travelled.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from skillserve.card import ModelCard
+from skillserve.config import ClientSettings, IndexSettings
+from skillserve.errors import SkillserveError
+from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Ids, Role
+from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
+from skillserve_client.wire import Floats, Progress, ServedModel
+
+DIM = 16
+SEP = 3
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [
+    "resize",
+    "image",
+    "images",
+    "photo",
+    "pdf",
+    "merge",
+    "table",
+    "sheet",
+    "email",
+    "send",
+    "git",
+    "commit",
+    "rust",
+    "tests",
+    "chart",
+    "plot",
+    "deploy",
+    "cloud",
+]
+DIGESTS: dict[Role, str] = {"embedder": "e" * 64, "reranker": "f" * 64}
+
+
+def build_tokenizer() -> bytes:
+    """A WordPiece tokenizer.json with truncation and padding configured, which the client must switch off."""
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    vocab = [*SPECIALS, *WORDS, *characters, *(f"##{c}" for c in characters)]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocab)}, unk_token=SPECIALS[1]))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(SPECIALS)
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8)
+    return tokenizer.to_str().encode()
+
+
+def build_card(role: Role, **changes: Any) -> ModelCard:
+    """A valid card of the tiny tokenizer."""
+    size = Tokenizer.from_buffer(build_tokenizer()).get_vocab_size()
+    facts: dict[str, Any] = {
+        "name": f"tiny-{role}",
+        "role": role,
+        "family": "bert",
+        "vocab_size": size,
+        "max_tokens": 48,
+        "max_query_tokens": 24,
+        "base_model": "tiny",
+        "base_revision": "0",
+        "licence": "Apache-2.0",
+        "digest": DIGESTS[role],
+    }
+    if role == "embedder":
+        facts |= {"dim": DIM, "pooling": "mean", "normalised": True, "frame": BERT_SINGLE_FRAME, "score_kind": "cosine"}
+    else:
+        facts |= {"frame": BERT_PAIR_FRAME, "score_kind": "logit"}
+    return ModelCard(**{**facts, **changes})
+
+
+def embed_one(ids: Ids) -> Floats:
+    """A unit vector that depends on the token ids alone, and is close for texts that share words."""
+    words = [np.random.default_rng(int(i)).normal(size=DIM) for i in ids if i > SEP]
+    total = np.sum(words, axis=0) if words else np.ones(DIM)
+    return (total / np.linalg.norm(total)).astype(np.float32)
+
+
+def score_one(ids: Ids) -> np.float32:
+    """How many tokens the two sides of a pair share, less a little for length."""
+    middle = int(np.flatnonzero(ids == SEP)[0])
+    return np.float32(len(set(ids[1:middle].tolist()) & set(ids[middle + 1 : -1].tolist())) - len(ids) / 1000)
+
+
+def compute(role: Role, sequences: Sequence[Ids]) -> Floats:
+    """What either server answers."""
+    return np.stack([embed_one(s) if role == "embedder" else score_one(s) for s in sequences]).astype(np.float32)
+
+
+class FakeTriton:
+    """`skillserve_client.Inference`, in-process; `failures` and `delays_s` make it misbehave."""
+
+    def __init__(self, digests: dict[Role, str] | None = None) -> None:
+        self.digests = dict(DIGESTS if digests is None else digests)
+        self.failures: dict[Role, SkillserveError] = {}
+        self.delays_s: dict[Role, float] = {}
+        self.score: Callable[[Ids], np.float32] = score_one
+        self.calls: list[tuple[Role, list[Ids], float | None]] = []
+
+    def served(self, role: Role) -> ServedModel:
+        """Describe the tiny model of a role."""
+        return ServedModel(
+            role=role,
+            name=MODEL_NAMES[role],
+            version="1",
+            layout="packed",
+            digest=self.digests[role],
+            dim=DIM if role == "embedder" else None,
+            max_request_tokens=4096,
+            max_sequence_tokens=48,
+            vocab_size=1000,
+            max_batch_size=64,
+        )
+
+    def infer(
+        self, role: Role, sequences: Sequence[Ids], *, timeout_s: float | None = None, progress: Progress | None = None
+    ) -> Floats:
+        """Compute, or misbehave."""
+        self.calls.append((role, list(sequences), timeout_s))
+        time.sleep(self.delays_s.get(role, 0.0))
+        if role in self.failures:
+            raise self.failures[role]
+        if progress:
+            progress(len(sequences))
+        if role == "embedder":
+            return compute(role, sequences)
+        return np.array([self.score(s) for s in sequences], np.float32)
+
+
+class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """A gRPC server with Triton's messages; `aborts` holds failures that are handed out before any answer."""
+
+    def __init__(self) -> None:
+        self.layout = "packed"
+        self.parameters = {"skillserve_max_request_tokens": "64", "skillserve_max_sequence_tokens": "48"}
+        self.aborts: list[tuple[grpc.StatusCode, str]] = []
+        self.requests: list[dict[str, np.ndarray]] = []
+        self.delay_s = 0.0
+        self.in_turn = False
+        self.poison: int | None = None
+        self.most_at_once = 0
+        self._at_once = 0
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._server = grpc.server(futures.ThreadPoolExecutor(16))
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
+        self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def stop(self) -> None:
+        """End the server."""
+        self._server.stop(None).wait()
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        """The configuration with skillserve's parameters."""
+        role = _role(request.name, context)
+        response = service_pb2.ModelConfigResponse()
+        response.config.name = request.name
+        response.config.max_batch_size = 4
+        response.config.output.add(dims=[-1, DIM] if role == "embedder" else [-1])
+        parameters = {"skillserve_digest": DIGESTS[role], "skillserve_layout": self.layout, **self.parameters}
+        for key, value in parameters.items():
+            response.config.parameters[key].string_value = value
+        return response
+
+    def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Two versions; as text, the older sorts last."""
+        _role(request.name, context)
+        return service_pb2.ModelMetadataResponse(name=request.name, versions=["2", "10"])
+
+    def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Fixed totals."""
+        _role(request.name, context)
+        response = service_pb2.ModelStatisticsResponse()
+        response.model_stats.add(name=request.name, version="10", execution_count=len(self.requests))
+        response.model_stats[0].inference_stats.success.count = 7
+        response.model_stats[0].inference_stats.queue.ns = 3_000_000
+        return response
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Abort if one is due, else compute."""
+        with self._lock:
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+            abort = self.aborts.pop(0) if self.aborts else None
+        try:
+            if abort:
+                context.abort(*abort)
+            with self._turn if self.in_turn else nullcontext():
+                time.sleep(self.delay_s)
+            return self._answer(_role(request.model_name, context), request)
+        finally:
+            with self._lock:
+                self._at_once -= 1
+
+    def _answer(self, role: Role, request: Any) -> Any:
+        tensors = {
+            item.name: np.frombuffer(raw, np.int32).reshape(item.shape)
+            for item, raw in zip(request.inputs, request.raw_input_contents, strict=True)
+        }
+        self.requests.append({**tensors, "version": np.array(int(request.model_version))})
+        ids = tensors["input_ids"]
+        if self.layout == "packed":
+            sequences = np.split(ids[0], np.cumsum(tensors["seq_lens"][0])[:-1])
+        else:
+            sequences = [row[mask == 1] for row, mask in zip(ids, tensors["attention_mask"], strict=True)]
+        rows = compute(role, sequences)
+        if self.poison is not None:
+            rows[[self.poison in s for s in sequences]] = np.nan
+        rows = rows[None] if self.layout == "packed" else rows
+        response = service_pb2.ModelInferResponse(model_name=request.model_name)
+        response.outputs.add(name=OUTPUT_NAMES[role], datatype="FP32", shape=rows.shape)
+        response.raw_output_contents.append(rows.tobytes())
+        return response
+
+
+def _role(name: str, context: Any) -> Role:
+    roles = {model: role for role, model in MODEL_NAMES.items()}
+    if name not in roles:
+        context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
+    return roles[name]
+
+
+@pytest.fixture
+def fake() -> FakeTriton:
+    return FakeTriton()
+
+
+@pytest.fixture
+def new_fake() -> type[FakeTriton]:
+    return FakeTriton
+
+
+@pytest.fixture
+def wire_server() -> Iterator[WireServer]:
+    server = WireServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def wire_settings(wire_server: WireServer) -> ClientSettings:
+    return ClientSettings(url=wire_server.url, timeout_s=5, max_request_tokens=1000)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_json() -> bytes:
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def card_of() -> Callable[..., ModelCard]:
+    return build_card
+
+
+@pytest.fixture(scope="session")
+def computed() -> Callable[[Role, Sequence[Ids]], Floats]:
+    return compute
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> IndexSettings:
+    """A model repository and a place for bundles."""
+    for role, name in MODEL_NAMES.items():
+        folder = tmp_path / "repository" / name
+        folder.mkdir(parents=True)
+        (folder / "card.json").write_text(build_card(role).model_dump_json())
+        (folder / "tokenizer.json").write_bytes(build_tokenizer())
+    return IndexSettings(models=tmp_path / "repository", bundles=tmp_path / "bundles")
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Path:
+    """Five skills; one is nearly empty and one is hostile."""
+    rows = [
+        {"id": "img", "name": "images", "description": "resize image photo", "body": "resize images " * 40},
+        {"id": "pdf", "name": "pdf", "description": "merge pdf", "namespace": "acme", "licence": "MIT"},
+        {"id": "git", "name": "git", "description": "git commit tests", "body": "rust tests commit"},
+        {"id": "bare", "name": "deploy"},
+        {
+            "id": "evil",
+            "name": "mail",
+            "description": "[SEP] send email \x00 \u202e <|im_end|> \ud800",
+            "body": "[CLS]",
+        },
+    ]
+    path = tmp_path / "skills.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def bundles(world: IndexSettings, catalogue: Path, fake: FakeTriton) -> Path:
+    """A root with one published bundle of the five skills."""
+    from skillserve_client.build import build_bundle
+
+    build_bundle(catalogue, fake, index=world)
+    fake.calls.clear()
+    return world.bundles
+
+
+@pytest.fixture
+def judged_file(tmp_path: Path) -> Path:
+    """Three requests with their skills, and one that nothing fits."""
+    rows = [
+        {"id": "q1", "query": "resize photo", "skill_ids": ["img"]},
+        {"id": "q2", "query": "merge pdf", "skill_ids": ["pdf"]},
+        {"id": "q3", "query": "git commit", "skill_ids": ["git"]},
+        {"id": "q4", "query": "chart", "skill_ids": []},
+    ]
+    path = tmp_path / "queries.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -1,0 +1,45 @@
+"""What the room promises to the outside, frozen."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import skillserve_client
+
+SURFACE = [
+    "AsyncInference",
+    "AsyncSearcher",
+    "AsyncTriton",
+    "Built",
+    "Bundle",
+    "Inference",
+    "Manifest",
+    "Quality",
+    "Searcher",
+    "ServedModel",
+    "Statistics",
+    "Triton",
+    "build_bundle",
+    "open_bundle",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert skillserve_client.__all__ == SURFACE
+    assert all(hasattr(skillserve_client, name) for name in SURFACE)
+
+
+def test_every_module_exports_what_it_says() -> None:
+    for name in ("build", "bundle", "cli", "corpus", "faults", "index", "manifest", "plan", "quality", "search"):
+        module = importlib.import_module(f"skillserve_client.{name}")
+        assert all(hasattr(module, member) for member in module.__all__)
+
+
+def test_the_room_loads_without_torch_and_without_onnx() -> None:
+    """A fresh interpreter, since other tests may have loaded them."""
+    heavy = "torch transformers onnx onnxruntime optimum sentence_transformers datasets"
+    code = f"import sys, skillserve_client.cli; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,92 @@
+"""Requests and answers without a socket."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skillserve.errors import RepositoryError, RequestRejected
+from skillserve_client.wire import ServedModel, collect, cut, encode
+
+SEQUENCES = [np.array(ids, np.int32) for ids in ([5, 6, 7], [8], [9, 10])]
+
+
+def model(layout: str = "packed", **changes: object) -> ServedModel:
+    """A served embedder."""
+    facts: dict[str, object] = {
+        "role": "embedder",
+        "name": "skill_embedder",
+        "version": "1",
+        "layout": layout,
+        "digest": "e" * 64,
+        "dim": 2,
+        "max_request_tokens": 40,
+        "max_sequence_tokens": 40,
+        "vocab_size": 100,
+        "max_batch_size": 4,
+    }
+    return ServedModel(**{**facts, **changes})  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 100), st.sampled_from(["packed", "padded"]))
+def test_requests_keep_the_order_and_both_budgets(lens: list[int], budget: int, layout: str) -> None:
+    slices = cut([np.full(n, 7, np.int32) for n in lens], model(layout), budget)
+    assert [n for s in slices for n in lens[s]] == lens
+    for s in slices:
+        part = lens[s]
+        cost = sum(part) if layout == "packed" else len(part) * max(part)
+        assert part
+        assert cost <= min(budget, 40) or len(part) == 1
+        assert layout == "packed" or len(part) <= 4
+
+
+@pytest.mark.parametrize("ids", [[], [100], [-1], list(range(1, 42))])
+def test_a_sequence_that_the_server_would_refuse_is_never_sent(ids: list[int]) -> None:
+    with pytest.raises(RequestRejected, match="sequence 1"):
+        cut([SEQUENCES[0], np.array(ids, np.int32)], model(), 1000)
+
+
+def test_packed_tensors_are_concatenated_and_padded_ones_masked() -> None:
+    packed = encode(SEQUENCES, model())
+    assert packed["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10]]
+    assert packed["seq_lens"].tolist() == [[3, 1, 2]]
+    padded = encode(SEQUENCES, model("padded"))
+    assert padded["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0], [9, 10, 0]]
+    assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
+    assert {tensor.dtype for tensor in (*packed.values(), *padded.values())} == {np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_no_number_is_a_rejected_request(value: float) -> None:
+    answer = np.zeros((1, 3, 2), np.float32)
+    answer[0, 1, 1] = value
+    with pytest.raises(RequestRejected, match="1 of 3 rows, first row 1"):
+        collect(answer, 3, model())
+
+
+@pytest.mark.parametrize("answer", [None, np.zeros((1, 3, 4), np.float32), np.zeros((1, 3, 2)), np.zeros((3, 2))])
+def test_an_answer_of_another_shape_or_type_is_refused(answer: np.ndarray | None) -> None:
+    with pytest.raises(RepositoryError, match="float32"):
+        collect(answer, 3, model())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"skillserve_digest": ""},
+        {"skillserve_layout": "ragged"},
+        {"skillserve_max_request_tokens": "many"},
+        {"skillserve_vocab_size": "0"},
+    ],
+)
+def test_a_configuration_without_sound_parameters_is_refused(changes: dict[str, str]) -> None:
+    parameters = {"skillserve_digest": "e" * 64, "skillserve_layout": "packed", **changes}
+    with pytest.raises(RepositoryError, match="skill_embedder"):
+        ServedModel.from_config("embedder", version="1", parameters=parameters, output_dims=[-1, 2], max_batch_size=4)
+
+
+def test_a_padded_request_has_no_more_rows_than_the_server_joins() -> None:
+    slices = cut([np.array([7], np.int32)] * 10, model("padded"), 1000)
+    assert [s.stop - s.start for s in slices] == [4, 4, 2]

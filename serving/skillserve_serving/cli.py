@@ -1,0 +1,118 @@
+"""`skillserve serve`: a model repository becomes a running Triton that is watched until it is stopped."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from skillserve.config import flag, load_settings
+from skillserve.console import out, print_json, progress, talk
+from skillserve_serving.launcher import Triton, running_server
+from skillserve_serving.supervisor import Event, Supervisor
+
+__all__ = ["serve"]
+
+
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM arrived. Not an Exception, so that no handler on the way takes it for a failure."""
+
+
+def serve(
+    repository: Annotated[Path | None, flag("serve.repository")] = None,
+    tritonserver: Annotated[Path | None, flag("serve.tritonserver")] = None,
+    host: Annotated[str | None, flag("serve.host")] = None,
+    http_port: Annotated[int | None, flag("serve.http_port")] = None,
+    grpc_port: Annotated[int | None, flag("serve.grpc_port")] = None,
+    metrics_port: Annotated[int | None, flag("serve.metrics_port")] = None,
+    start_deadline_s: Annotated[float | None, flag("serve.start_deadline_s")] = None,
+    health_interval_s: Annotated[float | None, flag("serve.health_interval_s")] = None,
+    log_file: Annotated[Path | None, flag("serve.log_file")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file with settings")] = None,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object per event on stdout")] = False,
+) -> None:
+    """Run a model repository on Triton until stopped."""
+    given = {
+        "repository": repository,
+        "tritonserver": tritonserver,
+        "host": host,
+        "http_port": http_port,
+        "grpc_port": grpc_port,
+        "metrics_port": metrics_port,
+        "start_deadline_s": start_deadline_s,
+        "health_interval_s": health_interval_s,
+        "log_file": log_file,
+    }
+    settings = load_settings(config, flags={f"serve.{name}": value for name, value in given.items()}).serve
+
+    def tell(event: Event) -> None:
+        talk(f"{event.kind}: {event.model or 'server'}: {event.detail}")
+        if json:
+            print_json({"event": event.kind, "model": event.model, "detail": event.detail})
+
+    with suppress(_Stopped), _signals_raise(), ExitStack() as stack:
+        with progress("starting Triton", None):
+            server = stack.enter_context(running_server(settings))
+        _announce(server, json=json)
+        Supervisor(server, tell=tell).run()
+
+
+def _announce(server: Triton, *, json: bool) -> None:
+    """The one ready line."""
+    ready = describe(server)
+    if json:
+        print_json(ready)
+        return
+    models = "  ".join(f"{model['name']} v{model['version']} {model['digest'][:12]}" for model in ready["models"])
+    kind, version = ready["server"]["kind"], ready["server"]["version"]
+    line = (
+        f"ready  grpc {ready['grpc']}  http {ready['http']}  {models}  (Triton {version}, {kind}, pid {ready['pid']})"
+    )
+    out.print(line, markup=False, soft_wrap=True)
+    talk(f"metrics {ready['metrics']}, log {ready['log']}; stop with Ctrl-C.")
+
+
+def describe(server: Triton) -> dict[str, Any]:
+    """A running server as the `ready` event of `--json` says it."""
+    return {
+        "event": "ready",
+        "grpc": server.grpc_address,
+        "http": server.http_url,
+        "metrics": server.metrics_url,
+        "models": [
+            {
+                "name": model.name,
+                "role": model.card.role,
+                "version": max(model.versions),
+                "digest": model.card.digest,
+            }
+            for model in server.models
+        ],
+        "server": {"kind": server.installation.kind, "version": server.version},
+        "pid": server.pid,
+        "log": str(server.log_path),
+    }
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGINT and SIGTERM raise `_Stopped` in the main thread, once: nothing interrupts the stopping itself."""
+    caught = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        for number in caught:
+            signal.signal(number, signal.SIG_IGN)
+        raise _Stopped
+
+    before = {number: signal.signal(number, stop) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,6 +12,7 @@ from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.config import IndexSettings, SearchSettings
 from skillserve.console import progress, talk
 from skillserve.errors import BundleError, CatalogueError, RepositoryError
+from skillserve.framing import RerankerTokens, mend
 from skillserve.records import Skill
 from skillserve.skillfile import read_skills
 from skillserve.tensors import MODEL_NAMES, Ids, Role
@@ -34,7 +35,7 @@ from skillserve_client.manifest import (
 )
 from skillserve_client.quality import Judged, measure, read_judged
 from skillserve_client.table import SkillTable
-from skillserve_client.tokens import EmbedderTokens, RerankerTokens, mend
+from skillserve_client.tokens import embedder_tokens, reranker_tokens
 from skillserve_client.wire import Floats, Inference, ServedModel
 
 __all__ = ["Built", "build_bundle"]
@@ -112,10 +113,10 @@ def build_bundle(
 
 
 def _corpus(skills: Sequence[Skill], sources: dict[Role, _Source], triton: Inference) -> Corpus:
-    embedder = EmbedderTokens(sources["embedder"].card, sources["embedder"].tokenizer_json)
+    embedder = embedder_tokens(sources["embedder"].card, sources["embedder"].tokenizer_json)
     reranker: RerankerTokens | None = None
     if "reranker" in sources:
-        reranker = RerankerTokens(sources["reranker"].card, sources["reranker"].tokenizer_json)
+        reranker = reranker_tokens(sources["reranker"].card, sources["reranker"].tokenizer_json)
     sequences = _tokenised(embedder.skills, skills, "tokenising for the embedder")
     rerank_ids = _tokenised(reranker.skills, skills, "tokenising for the reranker") if reranker else None
     return Corpus(

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from skillserve.card import ModelCard
 from skillserve.errors import BundleError
+from skillserve.framing import RerankerTokens
 from skillserve.publish import published_folder, write_text
 from skillserve.tensors import Role
 from skillserve.text import TEXT_FORMAT
@@ -45,7 +46,7 @@ from skillserve_client.manifest import (
     Quality,
 )
 from skillserve_client.table import SkillTable
-from skillserve_client.tokens import EmbedderTokens, RerankerTokens
+from skillserve_client.tokens import embedder_tokens, reranker_tokens
 
 __all__ = ["Bundle", "live_version", "open_bundle", "publish"]
 
@@ -213,7 +214,7 @@ def _assemble(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -
     reranker: RerankerTokens | None = None
     if RERANKER_CARD in contents:
         card = _read_card(folder / RERANKER_CARD, contents[RERANKER_CARD], "reranker", manifest)
-        reranker = RerankerTokens(card, contents[RERANKER_TOKENIZER])
+        reranker = reranker_tokens(card, contents[RERANKER_TOKENIZER])
     quality: Quality | None = None
     if QUALITY_FILE in contents:
         try:
@@ -223,7 +224,7 @@ def _assemble(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -
     corpus = Corpus(
         index=index,
         skills=skills,
-        embedder=EmbedderTokens(embedder, contents[EMBEDDER_TOKENIZER]),
+        embedder=embedder_tokens(embedder, contents[EMBEDDER_TOKENIZER]),
         reranker=reranker,
     )
     return Bundle(folder=folder, manifest=manifest, corpus=corpus, quality=quality)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from skillserve.framing import EmbedderTokens, RerankerTokens
 from skillserve.tensors import Ids
 from skillserve_client.index import FlatIndex
 from skillserve_client.table import SkillTable
-from skillserve_client.tokens import EmbedderTokens, RerankerTokens
 
 __all__ = ["Corpus"]
 

@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from skillserve.config import SearchSettings
 from skillserve.errors import DeadlineExceeded, RepositoryError, ServerError, SkillserveError
+from skillserve.framing import CutText
 from skillserve.records import Answer, Hit
 from skillserve.tensors import Ids, Role
 from skillserve_client.bundle import Bundle
-from skillserve_client.tokens import CutText
 from skillserve_client.wire import Floats
 
 __all__ = ["DEFAULT_DEPTH", "FAILURES", "Plan", "Step", "choose_depth", "order_reranked", "plan_search", "proceed"]

@@ -43,7 +43,7 @@ class SkillTable:
 
     @classmethod
     def build(cls, skills: Sequence[Skill], rerank_ids: Sequence[Ids] | None) -> SkillTable:
-        """Make a table; texts must be encodable as UTF-8 (`skillserve_client.tokens.mend`)."""
+        """Make a table; texts must be encodable as UTF-8 (`skillserve.framing.mend`)."""
         columns = {
             "id": [skill.id for skill in skills],
             "name": [skill.name for skill in skills],

@@ -1,220 +1,33 @@
-"""Texts to token ids, with the `tokenizers` library alone.
-
-A sequence is put together from pieces (`skillserve.text.Frame`): literals that we wrote, tokenised once with
-special tokens parsed, and slots that strangers filled, tokenised with special tokens NOT parsed, so `[SEP]` in
-a skill is six ordinary characters. Truncation and padding of tokenizer.json are switched off: what is cut, and
-where, is decided here and told.
-"""
+"""The one door to `tokenizers`: tokenizer.json becomes what `skillserve.framing` works with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
 from tokenizers import Tokenizer
 
 from skillserve.card import ModelCard
-from skillserve.errors import CardError, QueryError
-from skillserve.records import Skill
-from skillserve.tensors import Ids
-from skillserve.text import Frame, document_text, query_text, skill_text
+from skillserve.errors import CardError
+from skillserve.framing import EmbedderTokens, RerankerTokens
 
-__all__ = ["CutText", "EmbedderTokens", "RerankerTokens", "mend"]
-
-_FIRST_CHARS_PER_TOKEN = 8
-"""First guess of how many characters hold the tokens that are kept; English has 4 to 5 a token."""
-
-_GROWTH = 4
-"""How much more is read where the guess was too short."""
-
-_SPARE_TOKENS = 8
-"""Tokens that a shortened text must give beyond those kept: a cut can only change tokens right before it."""
+__all__ = ["embedder_tokens", "reranker_tokens"]
 
 
-def mend(text: str) -> str:
-    """The text with lone surrogates (legal in JSON, not in UTF-8) replaced by U+FFFD; surrogate pairs are joined."""
+def embedder_tokens(card: ModelCard, tokenizer_json: bytes) -> EmbedderTokens:
+    """Tokens of an embedder; raises CardError if the tokenizer is unreadable or not the card's."""
+    return EmbedderTokens(card, _open(card, tokenizer_json))
+
+
+def reranker_tokens(card: ModelCard, tokenizer_json: bytes) -> RerankerTokens:
+    """Tokens of a reranker; raises CardError if the tokenizer is unreadable or not the card's."""
+    return RerankerTokens(card, _open(card, tokenizer_json))
+
+
+def _open(card: ModelCard, tokenizer_json: bytes) -> Tokenizer:
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
-
-
-@dataclass(frozen=True, slots=True)
-class CutText:
-    """Token ids of one text, and how long it was before it was cut."""
-
-    ids: Ids
-    """Framed for the embedder, bare for the reranker."""
-    num_kept: int
-    """Tokens of the text in `ids`, the frame not counted."""
-    num_tokens: int
-    """Tokens of the whole text."""
-    estimated: bool
-    """`num_tokens` is extrapolated, because only the beginning of a very long text was tokenised."""
-
-    @property
-    def num_cut(self) -> int:
-        """Tokens that the model does not read."""
-        return self.num_tokens - self.num_kept
-
-
-class _Texts:
-    """A tokenizer that treats every text as foreign and stops reading soon after the last token that is kept."""
-
-    def __init__(self, card: ModelCard, tokenizer_json: bytes) -> None:
-        try:
-            tokenizer = Tokenizer.from_buffer(tokenizer_json)
-        except Exception as error:  # the library raises bare Exception for every fault of the file
-            raise CardError(
-                f"tokenizer.json of {card.name}",
-                got=str(error),
-                wanted="a file that the tokenizers library reads",
-                fix="Export the model again: skillserve export WEIGHTS",
-            ) from error
-        size = tokenizer.get_vocab_size(with_added_tokens=True)
-        if size > card.vocab_size:
-            raise CardError(
-                f"tokenizer.json of {card.name}",
-                got=f"{size} token ids",
-                wanted=f"at most the {card.vocab_size} that the model knows",
-                fix="The tokenizer belongs to another model: export the model again with `skillserve export`.",
-            )
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        frame = Frame.parse(card.frame)
-        tokenizer.encode_special_tokens = False
-        self.pieces: list[Ids | str] = [
-            _ids(tokenizer.encode(piece.value, add_special_tokens=False).ids)
-            if piece.kind == "literal"
-            else piece.value
-            for piece in frame.pieces
-        ]
-        self.num_frame = sum(len(piece) for piece in self.pieces if not isinstance(piece, str))
-        tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
-        if self.num_frame >= card.max_tokens:
-            raise CardError(
-                f"card of {card.name}",
-                got=f"a frame of {self.num_frame} tokens and max_tokens {card.max_tokens}",
-                wanted="a frame that leaves room for text",
-                fix="Raise max_tokens and write the card again: skillserve card",
-            )
-
-    def cut(self, texts: Sequence[str], limit: int) -> list[CutText]:
-        """The first `limit` tokens of each text; texts are tokenised in parallel, long ones only as far as needed."""
-        mended = [mend(text) for text in texts]
-        done: dict[int, CutText] = {}
-        waiting = list(range(len(mended)))
-        num_chars = max(limit, 1) * _FIRST_CHARS_PER_TOKEN
-        while waiting:
-            heads = [_head(mended[i], num_chars) for i in waiting]
-            encodings = self._tokenizer.encode_batch_fast(heads, add_special_tokens=False)
-            short: list[int] = []
-            for i, head, encoding in zip(waiting, heads, encodings, strict=True):
-                whole = len(head) == len(mended[i])
-                found = len(encoding)
-                if not whole and found < limit + _SPARE_TOKENS:
-                    short.append(i)
-                    continue
-                total = found if whole else round(found * len(mended[i]) / len(head))
-                ids = _ids(encoding.ids[:limit])
-                done[i] = CutText(ids=ids, num_kept=len(ids), num_tokens=total, estimated=not whole)
-            waiting, num_chars = short, num_chars * _GROWTH
-        return [done[i] for i in range(len(mended))]
-
-    def count(self, text: str) -> int:
-        """Tokens of a short text of our own."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
-
-    def framed(self, **slots: Ids) -> Ids:
-        """Literals and slots in the frame's order, as one array."""
-        return np.concatenate([slots[piece] if isinstance(piece, str) else piece for piece in self.pieces])
-
-
-class EmbedderTokens:
-    """Queries and skills as the embedder reads them: prompt and text in its frame. QueryError for a blank query."""
-
-    def __init__(self, card: ModelCard, tokenizer_json: bytes) -> None:
-        self.card = card
-        self._texts = _Texts(card, tokenizer_json)
-        self._num_prompt = self._texts.count(card.query_prompt)
-        self._most_skill = card.max_tokens - self._texts.num_frame
-        self._most_query = min(card.max_query_tokens, self._most_skill)
-        if self._num_prompt >= self._most_query:
-            raise CardError(
-                f"card of {card.name}",
-                got=f"a query prompt of {self._num_prompt} tokens and room for {self._most_query}",
-                wanted="a prompt that leaves room for the request",
-                fix="Raise max_query_tokens and write the card again: skillserve card",
-            )
-
-    def query(self, text: str) -> CutText:
-        """Framed ids of one request, cut to the card's max_query_tokens (prompt included)."""
-        return self.queries([text])[0]
-
-    def queries(self, texts: Sequence[str]) -> list[CutText]:
-        """Framed ids of many requests."""
-        cuts = self._texts.cut([query_text(self.card.query_prompt, text) for text in texts], self._most_query)
-        for text, cut in zip(texts, cuts, strict=True):
-            if not text.strip() or cut.num_tokens <= self._num_prompt:
-                raise QueryError(
-                    "request",
-                    got=f"{text[:40]!r}, which holds no readable text",
-                    wanted="a request in words",
-                    fix="Say what the skill should do: skillserve search 'resize images in a folder'",
-                )
-        return [self._framed(cut) for cut in cuts]
-
-    def skills(self, skills: Sequence[Skill]) -> list[Ids]:
-        """Framed ids of skills, each cut so that the frame fits into the card's max_tokens."""
-        texts = [document_text(self.card.document_prompt, skill) for skill in skills]
-        return [self._framed(cut).ids for cut in self._texts.cut(texts, self._most_skill)]
-
-    def _framed(self, cut: CutText) -> CutText:
-        return CutText(
-            ids=self._texts.framed(text=cut.ids),
-            num_kept=cut.num_kept,
-            num_tokens=cut.num_tokens,
-            estimated=cut.estimated,
-        )
-
-
-class RerankerTokens:
-    """Pairs as the reranker reads them; the skill side is tokenised once, at indexing."""
-
-    def __init__(self, card: ModelCard, tokenizer_json: bytes) -> None:
-        self.card = card
-        self._texts = _Texts(card, tokenizer_json)
-        self._room = card.max_tokens - self._texts.num_frame
-        self._most_query = min(card.max_query_tokens, self._room)
-
-    def query(self, text: str) -> CutText:
-        """Bare ids of one request, cut to the card's max_query_tokens."""
-        return self.queries([text])[0]
-
-    def queries(self, texts: Sequence[str]) -> list[CutText]:
-        """Bare ids of many requests."""
-        return self._texts.cut([query_text("", text) for text in texts], self._most_query)
-
-    def skills(self, skills: Sequence[Skill]) -> list[Ids]:
-        """Bare ids of skills, as the bundle stores them: as many as fit beside an empty request."""
-        return [cut.ids for cut in self._texts.cut([skill_text(skill) for skill in skills], self._room)]
-
-    def pair(self, query: Ids, skill: Ids) -> Ids:
-        """One framed pair of at most max_tokens; only the skill is cut."""
-        return self._texts.framed(query=query, skill=skill[: max(self._room - len(query), 0)])
-
-
-def _head(text: str, num_chars: int) -> str:
-    """The first characters of a text, ended at white space where there is some in their last quarter."""
-    if len(text) <= num_chars:
-        return text
-    head = text[:num_chars]
-    shorter = head.rsplit(None, 1)[0] if not text[num_chars].isspace() else head
-    return shorter if len(shorter) > num_chars * 3 // 4 else head
-
-
-def _ids(ids: Sequence[int]) -> Ids:
-    return np.array(ids, dtype=np.int32)
+        return Tokenizer.from_buffer(tokenizer_json)
+    except Exception as error:  # the library raises bare Exception for every fault of the file
+        raise CardError(
+            f"tokenizer.json of {card.name}",
+            got=str(error),
+            wanted="a file that the tokenizers library reads",
+            fix="Export the model again: skillserve export WEIGHTS",
+        ) from error

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from skillserve.errors import ConfigError
 
 __all__ = [
+    "BenchSettings",
     "ClientSettings",
     "ExportSettings",
     "IndexSettings",
@@ -126,18 +127,50 @@ class ServeSettings(_Section):
 
 
 class TrainSettings(_Section):
-    """A training run."""
+    """A training run. What is not set is chosen for the role; the card records what was used."""
 
-    epochs: float = Field(1.0, gt=0, description="passes over the training pairs")
-    batch_size: int = Field(
-        32, ge=1, description="pairs per step; for the embedder also the number of in-batch negatives plus one"
+    epochs: float | None = Field(None, gt=0, description="passes over the training pairs; not set: the role's own")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="pairs per step, for the embedder also its in-batch negatives plus one; not set: the role's own",
     )
-    learning_rate: float = Field(8e-5, gt=0, description="peak learning rate")
+    learning_rate: float | None = Field(None, gt=0, description="peak learning rate; not set: the role's own")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the learning rate rises")
-    max_tokens: int = Field(256, ge=8, description="longest sequence in training and serving; longer skills are cut")
-    max_query_tokens: int = Field(224, ge=8, description="longest request in training and serving")
-    num_negatives: int = Field(7, ge=1, description="negatives per request, reranker only")
+    max_tokens: int = Field(256, ge=8, description="longest sequence when served; longer skills are cut")
+    max_query_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="longest request when served; not set: all that the frame leaves, half of it for a reranker",
+    )
+    train_tokens: int | None = Field(
+        None, ge=8, description="longest sequence in training, where every token costs; not set: the role's own"
+    )
+    frozen_layers: int | None = Field(
+        None, ge=0, description="lowest layers that keep their weights, as embeddings do; not set: the role's own"
+    )
+    num_negatives: int = Field(5, ge=1, description="wrong skills beside each right one, reranker only")
+    holdout_share: float = Field(
+        0.1, ge=0, lt=1, description="share of the skills that is not trained on but measured on; 0 trains on all"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of matrix products; `auto` takes bfloat16 where the hardware has it"
+    )
     seed: int = Field(13, ge=0, description="seed of everything random")
+
+
+class BenchSettings(_Section):
+    """A measurement."""
+
+    rounds: int = Field(
+        7, ge=1, description="rounds; each measures every contender once, figures are medians over them"
+    )
+    num_clients: int = Field(
+        32, ge=1, description="clients at once, each sending its next request when the last one is answered"
+    )
+    num_requests: int = Field(640, ge=1, description="requests per contender and round")
+    num_pairs: int = Field(200, ge=1, description="lone requests per length, each once in process and once served")
+    seed: int = Field(13, ge=0, description="seed of lengths, and of the choice of requests")
 
 
 class Settings(_Section):
@@ -149,6 +182,7 @@ class Settings(_Section):
     export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()
     train: TrainSettings = TrainSettings()
+    bench: BenchSettings = BenchSettings()
 
 
 def flag(path: str, *names: str) -> Any:  # noqa: ANN401 -- what typer's own Option is annotated with

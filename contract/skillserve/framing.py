@@ -1,9 +1,12 @@
 """From texts to framed token ids: the one place where a frame, a tokenizer and the limits of a card meet.
 
-Works with a `tokenizers.Tokenizer` that the caller loads, so that this package needs no tokenizer itself.
+A sequence is put together from pieces (`skillserve.text.Frame`): literals that we wrote, tokenised once with
+special tokens parsed, and slots that strangers filled, tokenised with special tokens NOT parsed, so `[SEP]` in
+a skill is ordinary characters. Truncation and padding of tokenizer.json are switched off: what is cut, and
+where, is decided here and told.
 
-Literals of the frame are tokenised with special tokens parsed, texts without: `[SEP]` in a skill is five
-ordinary word pieces, never the separator. Only texts are cut, so the frame always survives.
+The caller loads the tokenizer (`tokenizers.Tokenizer`), so this package needs none itself, and training,
+export and client read texts in exactly the same way.
 """
 
 from __future__ import annotations
@@ -15,15 +18,30 @@ from typing import Protocol
 import numpy as np
 
 from skillserve.card import ModelCard
+from skillserve.errors import CardError, QueryError
 from skillserve.records import Skill
 from skillserve.tensors import Ids
 from skillserve.text import Frame, document_text, query_text, skill_text
 
-__all__ = ["Framed", "Framer", "TokenizerLike"]
+__all__ = ["CutText", "EmbedderTokens", "RerankerTokens", "TokenizerLike", "mend"]
 
-_MOST_CHARACTERS_PER_TOKEN = 32
-"""Texts are cut to this many characters per allowed token before they are tokenised, so that a megabyte costs
-what a page costs. Words of English have 4 to 6 characters a token; word pieces longer than 32 do not occur."""
+_FIRST_CHARS_PER_TOKEN = 8
+"""First guess of how many characters hold the tokens that are kept; English has 4 to 5 a token."""
+
+_GROWTH = 4
+"""How much more is read where the guess was too short."""
+
+_SPARE_TOKENS = 8
+"""Tokens that a shortened text must give beyond those kept: a cut can only change tokens right before it."""
+
+
+def mend(text: str) -> str:
+    """The text with lone surrogates (legal in JSON, not in UTF-8) replaced by U+FFFD; surrogate pairs are joined."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 class EncodingLike(Protocol):
@@ -37,14 +55,194 @@ class TokenizerLike(Protocol):
 
     encode_special_tokens: bool
 
+    def encode(self, text: str, /, *, add_special_tokens: bool) -> EncodingLike:
+        """Token ids of one text."""
+
     def encode_batch_fast(self, texts: list[str], /, *, add_special_tokens: bool) -> Sequence[EncodingLike]:
-        """Token ids of each text."""
+        """Token ids of each text, in parallel."""
+
+    def get_vocab_size(self, with_added_tokens: bool = True) -> int:  # noqa: FBT001, FBT002 -- the library's own
+        """How many token ids there are."""
 
     def no_padding(self) -> None:
         """Forget a padding that tokenizer.json configures."""
 
     def no_truncation(self) -> None:
         """Forget a truncation that tokenizer.json configures."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutText:
+    """Token ids of one text, and how long it was before it was cut."""
+
+    ids: Ids
+    """Framed for the embedder, bare for the reranker."""
+    num_kept: int
+    """Tokens of the text in `ids`, the frame not counted."""
+    num_tokens: int
+    """Tokens of the whole text."""
+    estimated: bool
+    """`num_tokens` is extrapolated, because only the beginning of a very long text was tokenised."""
+
+    @property
+    def num_cut(self) -> int:
+        """Tokens that the model does not read."""
+        return self.num_tokens - self.num_kept
+
+
+class _Texts:
+    """A tokenizer that treats every text as foreign and stops reading soon after the last token that is kept."""
+
+    def __init__(self, card: ModelCard, tokenizer: TokenizerLike) -> None:
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        if size > card.vocab_size:
+            raise CardError(
+                f"tokenizer.json of {card.name}",
+                got=f"{size} token ids",
+                wanted=f"at most the {card.vocab_size} that the model knows",
+                fix="The tokenizer belongs to another model: export the model again with `skillserve export`.",
+            )
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        frame = Frame.parse(card.frame)
+        tokenizer.encode_special_tokens = False
+        self.pieces: list[Ids | str] = [
+            _ids(tokenizer.encode(piece.value, add_special_tokens=False).ids)
+            if piece.kind == "literal"
+            else piece.value
+            for piece in frame.pieces
+        ]
+        self.num_frame = sum(len(piece) for piece in self.pieces if not isinstance(piece, str))
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        if self.num_frame >= card.max_tokens:
+            raise CardError(
+                f"card of {card.name}",
+                got=f"a frame of {self.num_frame} tokens and max_tokens {card.max_tokens}",
+                wanted="a frame that leaves room for text",
+                fix="Raise max_tokens and write the card again: skillserve card",
+            )
+
+    def cut(self, texts: Sequence[str], limit: int) -> list[CutText]:
+        """The first `limit` tokens of each text; texts are tokenised in parallel, long ones only as far as needed."""
+        mended = [mend(text) for text in texts]
+        done: dict[int, CutText] = {}
+        waiting = list(range(len(mended)))
+        num_chars = max(limit, 1) * _FIRST_CHARS_PER_TOKEN
+        while waiting:
+            heads = [_head(mended[i], num_chars) for i in waiting]
+            encodings = self._tokenizer.encode_batch_fast(heads, add_special_tokens=False)
+            short: list[int] = []
+            for i, head, encoding in zip(waiting, heads, encodings, strict=True):
+                whole = len(head) == len(mended[i])
+                found = len(encoding.ids)
+                if not whole and found < limit + _SPARE_TOKENS:
+                    short.append(i)
+                    continue
+                total = found if whole else round(found * len(mended[i]) / len(head))
+                ids = _ids(encoding.ids[:limit])
+                done[i] = CutText(ids=ids, num_kept=len(ids), num_tokens=total, estimated=not whole)
+            waiting, num_chars = short, num_chars * _GROWTH
+        return [done[i] for i in range(len(mended))]
+
+    def count(self, text: str) -> int:
+        """Tokens of a short text of our own."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def framed(self, **slots: Ids) -> Ids:
+        """Literals and slots in the frame's order, as one array."""
+        return np.concatenate([slots[piece] if isinstance(piece, str) else piece for piece in self.pieces])
+
+
+class EmbedderTokens:
+    """Queries and skills as the embedder reads them: prompt and text in its frame. QueryError for a blank query."""
+
+    def __init__(self, card: ModelCard, tokenizer: TokenizerLike) -> None:
+        self.card = card
+        self._texts = _Texts(card, tokenizer)
+        self._num_prompt = self._texts.count(card.query_prompt)
+        self._most_skill = card.max_tokens - self._texts.num_frame
+        self._most_query = min(card.max_query_tokens, self._most_skill)
+        if self._num_prompt >= self._most_query:
+            raise CardError(
+                f"card of {card.name}",
+                got=f"a query prompt of {self._num_prompt} tokens and room for {self._most_query}",
+                wanted="a prompt that leaves room for the request",
+                fix="Raise max_query_tokens and write the card again: skillserve card",
+            )
+
+    def query(self, text: str) -> CutText:
+        """Framed ids of one request, cut to the card's max_query_tokens (prompt included)."""
+        return self.queries([text])[0]
+
+    def queries(self, texts: Sequence[str]) -> list[CutText]:
+        """Framed ids of many requests."""
+        cuts = self._texts.cut([query_text(self.card.query_prompt, text) for text in texts], self._most_query)
+        for text, cut in zip(texts, cuts, strict=True):
+            if not text.strip() or cut.num_tokens <= self._num_prompt:
+                raise QueryError(
+                    "request",
+                    got=f"{text[:40]!r}, which holds no readable text",
+                    wanted="a request in words",
+                    fix="Say what the skill should do: skillserve search 'resize images in a folder'",
+                )
+        return [self._framed(cut) for cut in cuts]
+
+    def skills(self, skills: Sequence[Skill]) -> list[Ids]:
+        """Framed ids of skills, each cut so that the frame fits into the card's max_tokens."""
+        texts = [document_text(self.card.document_prompt, skill) for skill in skills]
+        return [self._framed(cut).ids for cut in self._texts.cut(texts, self._most_skill)]
+
+    def _framed(self, cut: CutText) -> CutText:
+        return CutText(
+            ids=self._texts.framed(text=cut.ids),
+            num_kept=cut.num_kept,
+            num_tokens=cut.num_tokens,
+            estimated=cut.estimated,
+        )
+
+
+class RerankerTokens:
+    """Pairs as the reranker reads them; the skill side is tokenised once, at indexing."""
+
+    def __init__(self, card: ModelCard, tokenizer: TokenizerLike) -> None:
+        self.card = card
+        self._texts = _Texts(card, tokenizer)
+        self._room = card.max_tokens - self._texts.num_frame
+        self._most_query = min(card.max_query_tokens, self._room)
+
+    def query(self, text: str) -> CutText:
+        """Bare ids of one request, cut to the card's max_query_tokens."""
+        return self.queries([text])[0]
+
+    def queries(self, texts: Sequence[str]) -> list[CutText]:
+        """Bare ids of many requests."""
+        return self._texts.cut([query_text("", text) for text in texts], self._most_query)
+
+    def skills(self, skills: Sequence[Skill]) -> list[Ids]:
+        """Bare ids of skills, as the bundle stores them: as many as fit beside an empty request."""
+        return [cut.ids for cut in self._texts.cut([skill_text(skill) for skill in skills], self._room)]
+
+    def pair(self, query: Ids, skill: Ids) -> Ids:
+        """One framed pair of at most max_tokens; only the skill is cut."""
+        return self._texts.framed(query=query, skill=skill[: max(self._room - len(query), 0)])
+
+
+def _head(text: str, num_chars: int) -> str:
+    """The first characters of a text, ended at white space where there is some in their last quarter."""
+    if len(text) <= num_chars:
+        return text
+    head = text[:num_chars]
+    shorter = head.rsplit(None, 1)[0] if not text[num_chars].isspace() else head
+    return shorter if len(shorter) > num_chars * 3 // 4 else head
+
+
+def _ids(ids: Sequence[int]) -> Ids:
+    return np.array(ids, dtype=np.int32)
+
+
+# --- moves out with the training room ---
+_MOST_CHARACTERS_PER_TOKEN = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +272,7 @@ class Framer:
         tokenizer.encode_special_tokens = False
         parsed = tokenizer.encode_batch_fast(list(literals), add_special_tokens=False)
         tokenizer.encode_special_tokens = True
-        self._literal_ids = dict(zip(literals, (_ids(encoding) for encoding in parsed), strict=True))
+        self._literal_ids = dict(zip(literals, (_ids(encoding.ids) for encoding in parsed), strict=True))
         framing = sum(len(self._literal_ids[piece.value]) for piece in self._frame.pieces if piece.kind == "literal")
         self.room = card.max_tokens - framing
         """Tokens left for texts inside the frame."""
@@ -114,7 +312,7 @@ class Framer:
         encodings = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
         sides = []
         for text, encoding in zip(texts, encodings, strict=True):
-            ids = _ids(encoding)
+            ids = _ids(encoding.ids)
             # Characters never tokenised count as one token per four, English's usual rate.
             num_cut = max(len(ids) - limit, 0) + max(len(text) - most, 0) // 4
             sides.append((ids[:limit], num_cut))
@@ -127,7 +325,3 @@ class Framer:
                 for piece in self._frame.pieces
             ]
         )
-
-
-def _ids(encoding: EncodingLike) -> Ids:
-    return np.asarray(encoding.ids, np.int32)

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from skillserve.card import ModelCard
-from skillserve.framing import Framer
+from skillserve.framing import EmbedderTokens, RerankerTokens
 from skillserve.records import Query, Skill
 from skillserve.skillfile import read_queries, read_skills, split_file
 from skillserve.tensors import Ids
@@ -39,7 +39,6 @@ def load_sample(card: ModelCard, weights: Path, data: Path | None) -> ParitySamp
     Random words exercise the arithmetic as well as real ones; only the rankings mean less.
     """
     tokenizer = Tokenizer.from_file(str(weights / "tokenizer.json"))
-    framer = Framer(card, tokenizer)
     num_queries, num_skills = _NUM_QUERIES[card.role], _NUM_SKILLS[card.role]
     if data is None:
         queries, skills = _random_texts(tokenizer, num_queries, num_skills)
@@ -47,11 +46,12 @@ def load_sample(card: ModelCard, weights: Path, data: Path | None) -> ParitySamp
         queries = _spread(read_queries(split_file(data, "queries", "test")), num_queries)
         skills = _spread(read_skills(split_file(data, "skills", "test")), num_skills)
     if card.role == "embedder":
-        sequences = [framer.query(query.text).ids for query in queries]
-        sequences += [framed.ids for framed in framer.skills(skills)]
+        tokens = EmbedderTokens(card, tokenizer)
+        sequences = [cut.ids for cut in tokens.queries([query.text for query in queries])] + tokens.skills(skills)
     else:
-        sides = [framed.ids for framed in framer.skill_sides(skills)]
-        sequences = [framer.pair(framer.query_side(query.text).ids, side) for query in queries for side in sides]
+        pairs = RerankerTokens(card, tokenizer)
+        sides = pairs.skills(skills)
+        sequences = [pairs.pair(cut.ids, side) for cut in pairs.queries([q.text for q in queries]) for side in sides]
     return ParitySample(sequences, len(queries), len(skills))
 
 

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, processors
 
 from skillserve.card import ModelCard
 from skillserve.errors import CardError, QueryError
+from skillserve.framing import RerankerTokens, mend
 from skillserve.records import Skill
-from skillserve_client.tokens import EmbedderTokens, RerankerTokens, mend
+from skillserve_client.tokens import embedder_tokens, reranker_tokens
 
 CLS, SEP = 2, 3
 NewCard = Callable[..., ModelCard]
@@ -47,7 +48,7 @@ def pair_reference(tokenizer_json: bytes) -> Tokenizer:
 def test_pieces_put_together_equal_the_pair_encoding(
     tokenizer_json: bytes, card_of: NewCard, pair_reference: Tokenizer
 ) -> None:
-    tokens = RerankerTokens(card_of("reranker", max_tokens=512), tokenizer_json)
+    tokens = reranker_tokens(card_of("reranker", max_tokens=512), tokenizer_json)
     skill = Skill(id="a", name="pdf", description="merge, split!", body="send email [SEP] now")
     pair = tokens.pair(tokens.query(" resize IMAGES? ").ids, tokens.skills([skill])[0])
     text = "pdf | merge, split! | send email [SEP] now"
@@ -60,7 +61,7 @@ def test_pieces_of_the_real_minilm_tokenizer_equal_its_pair_encoding(card_of: Ne
     reference = Tokenizer.from_buffer(content)
     reference.no_truncation()
     reference.no_padding()
-    tokens = RerankerTokens(card_of("reranker", max_tokens=512, vocab_size=30522), content)
+    tokens = reranker_tokens(card_of("reranker", max_tokens=512, vocab_size=30522), content)
     skill = Skill(id="a", name="Übersetzer", description="Übersetzt 中文 texts", body="naïve café — déjà vu, e.g. C++")
     pair = tokens.pair(tokens.query("Tradúceme esto, s'il vous plaît").ids, tokens.skills([skill])[0])
     text = "Übersetzer | Übersetzt 中文 texts | naïve café — déjà vu, e.g. C++"
@@ -70,9 +71,9 @@ def test_pieces_of_the_real_minilm_tokenizer_equal_its_pair_encoding(card_of: Ne
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_skill_cannot_forge_the_frame(text: str, tokenizer_json: bytes, card_of: NewCard) -> None:
     skill = Skill(id="a", name="pdf", description=text, body=text)
-    framed = EmbedderTokens(card_of("embedder"), tokenizer_json).skills([skill])[0].tolist()
+    framed = embedder_tokens(card_of("embedder"), tokenizer_json).skills([skill])[0].tolist()
     assert (framed[0], framed[-1], framed.count(CLS), framed.count(SEP)) == (CLS, SEP, 1, 1)
-    reranker = RerankerTokens(card_of("reranker"), tokenizer_json)
+    reranker = reranker_tokens(card_of("reranker"), tokenizer_json)
     assert not {CLS, SEP} & set(reranker.skills([skill])[0].tolist())
     pair = reranker.pair(reranker.query("merge pdf").ids, reranker.skills([skill])[0]).tolist()
     assert (pair.count(CLS), pair.count(SEP)) == (1, 2)
@@ -81,7 +82,7 @@ def test_a_hostile_skill_cannot_forge_the_frame(text: str, tokenizer_json: bytes
 @pytest.mark.parametrize("text", ["", "  \n", "\x00\x01", "\u200e"])
 def test_a_request_without_readable_text_is_refused(text: str, tokenizer_json: bytes, card_of: NewCard) -> None:
     with pytest.raises(QueryError, match="no readable text"):
-        EmbedderTokens(card_of("embedder", query_prompt="send email: "), tokenizer_json).query(text)
+        embedder_tokens(card_of("embedder", query_prompt="send email: "), tokenizer_json).query(text)
 
 
 @settings(max_examples=60, deadline=None)
@@ -122,7 +123,7 @@ def _budget_world() -> tuple[RerankerTokens, Tokenizer]:
             base_revision="r",
             licence="MIT",
         )
-        _CACHE["world"] = (RerankerTokens(card, content), reference)
+        _CACHE["world"] = (reranker_tokens(card, content), reference)
     return _CACHE["world"]
 
 
@@ -130,7 +131,7 @@ _CACHE: dict[str, tuple[RerankerTokens, Tokenizer]] = {}
 
 
 def test_a_huge_request_is_cut_like_the_whole_text_and_says_how_much(tokenizer_json: bytes, card_of: NewCard) -> None:
-    tokens = EmbedderTokens(card_of("embedder"), tokenizer_json)
+    tokens = embedder_tokens(card_of("embedder"), tokenizer_json)
     cut = tokens.query("resize images send email " * 40_000)
     whole = Tokenizer.from_buffer(tokenizer_json)
     whole.no_truncation()
@@ -141,14 +142,14 @@ def test_a_huge_request_is_cut_like_the_whole_text_and_says_how_much(tokenizer_j
 
 
 def test_the_query_prompt_counts_and_stands_first(tokenizer_json: bytes, card_of: NewCard) -> None:
-    tokens = EmbedderTokens(card_of("embedder", query_prompt="send email "), tokenizer_json)
-    plain = EmbedderTokens(card_of("embedder"), tokenizer_json)
+    tokens = embedder_tokens(card_of("embedder", query_prompt="send email "), tokenizer_json)
+    plain = embedder_tokens(card_of("embedder"), tokenizer_json)
     assert tokens.query("pdf").ids.tolist() == plain.query("send email pdf").ids.tolist()
     assert len(tokens.query("pdf " * 100).ids) == 24 + 2
 
 
 def test_a_batch_equals_its_texts_alone(tokenizer_json: bytes, card_of: NewCard) -> None:
-    tokens = EmbedderTokens(card_of("embedder"), tokenizer_json)
+    tokens = embedder_tokens(card_of("embedder"), tokenizer_json)
     skills = [Skill(id=str(i), name="pdf", description=text * 3) for i, text in enumerate(HOSTILE)]
     together = tokens.skills(skills)
     assert [ids.tolist() for ids in together] == [tokens.skills([skill])[0].tolist() for skill in skills]
@@ -172,20 +173,20 @@ def test_mending_joins_pairs_and_replaces_halves() -> None:
 def test_a_card_that_leaves_no_room_is_refused(
     role: str, changes: dict[str, object], words: str, tokenizer_json: bytes, card_of: NewCard
 ) -> None:
-    kind = EmbedderTokens if role == "embedder" else RerankerTokens
+    kind = embedder_tokens if role == "embedder" else reranker_tokens
     with pytest.raises(CardError, match=words):
         kind(card_of(role, **changes), tokenizer_json)
 
 
 def test_a_broken_tokenizer_file_is_a_card_error(card_of: NewCard) -> None:
     with pytest.raises(CardError, match=r"tokenizer\.json"):
-        EmbedderTokens(card_of("embedder"), b"{}")
+        embedder_tokens(card_of("embedder"), b"{}")
 
 
 def test_a_full_pair_is_exactly_as_long_as_allowed_and_keeps_the_request(
     tokenizer_json: bytes, card_of: NewCard
 ) -> None:
-    tokens = RerankerTokens(card_of("reranker"), tokenizer_json)
+    tokens = reranker_tokens(card_of("reranker"), tokenizer_json)
     query = tokens.query("git " * 100)
     skill = tokens.skills([Skill(id="a", name="pdf", body="email " * 100)])[0]
     assert (len(query.ids), len(skill)) == (24, 45)
@@ -197,6 +198,6 @@ def test_a_full_pair_is_exactly_as_long_as_allowed_and_keeps_the_request(
 
 def test_words_longer_than_the_first_guess_are_read_further(tokenizer_json: bytes, card_of: NewCard) -> None:
     """Each word is one unknown token of 51 characters, so the first guess of characters holds far too few."""
-    cut = EmbedderTokens(card_of("embedder"), tokenizer_json).query(("ж" * 50 + " ") * 2000)
+    cut = embedder_tokens(card_of("embedder"), tokenizer_json).query(("ж" * 50 + " ") * 2000)
     assert cut.num_kept == 24
     assert cut.num_cut == pytest.approx(1976, rel=0.05)

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from skillserve.card import read_card
-from skillserve.framing import Framer
+from skillserve.framing import RerankerTokens
 from skillserve.records import Skill
-from skillserve.text import BERT_PAIR_FRAME, Frame, document_text, query_text, skill_text
+from skillserve.text import Frame, document_text, query_text, skill_text
 
 SKILL = Skill(id="1", name=" sql-tuner ", description="Makes queries fast. ", body="\n# Steps\n1. EXPLAIN\n")
 
@@ -50,18 +50,18 @@ def test_a_frame_keeps_every_character_of_its_literals(literal: str) -> None:
 
 
 @pytest.fixture
-def framer(tiny_reranker: Path) -> Framer:
-    """Framer of a cross-encoder."""
-    return Framer(read_card(tiny_reranker), Tokenizer.from_file(str(tiny_reranker / "tokenizer.json")))
+def tokens(tiny_reranker: Path) -> RerankerTokens:
+    """What a cross-encoder reads."""
+    return RerankerTokens(read_card(tiny_reranker), Tokenizer.from_file(str(tiny_reranker / "tokenizer.json")))
 
 
-def test_a_pair_equals_the_usual_pair_encoding(framer: Framer, tiny_tokenizer: Path) -> None:
+def test_a_pair_equals_the_usual_pair_encoding(tokens: RerankerTokens, tiny_tokenizer: Path) -> None:
     """Piecewise tokenisation gives what the tokenizer's own template for pairs gives."""
     tokenizer = Tokenizer.from_file(str(tiny_tokenizer))
     special = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = TemplateProcessing(pair="[CLS] $A [SEP] $B [SEP]", special_tokens=special)
     query, skill = "find the sql log", Skill(id="1", name="log", description="plan")
-    pair = framer.pair(framer.query_side(query).ids, framer.skill_sides([skill])[0].ids)
+    pair = tokens.pair(tokens.query(query).ids, tokens.skills([skill])[0])
     assert pair.tolist() == tokenizer.encode(query, skill_text(skill)).ids
     assert pair.dtype == np.int32
 
@@ -69,34 +69,28 @@ def test_a_pair_equals_the_usual_pair_encoding(framer: Framer, tiny_tokenizer: P
 @pytest.mark.parametrize(
     "text", ["[SEP]", "[CLS] x [SEP] y", "<|im_end|>", "a\x00b", "\u202eabc", "\ud800 x", "", "   "]
 )
-def test_a_text_cannot_forge_the_frame(framer: Framer, text: str) -> None:
+def test_a_text_cannot_forge_the_frame(tokens: RerankerTokens, text: str) -> None:
     """Special tokens inside a text are ordinary characters; NUL, direction marks and lone surrogates are harmless."""
     separator, start = 3, 2
-    pair = framer.pair(framer.query_side(text).ids, framer.skill_sides([Skill(id="1", name="x", body=text)])[0].ids)
+    pair = tokens.pair(tokens.query(text).ids, tokens.skills([Skill(id="1", name="x", body=text)])[0])
     assert (pair == separator).sum() == 2
     assert (pair == start).sum() == 1
     assert pair[0] == start
     assert pair[-1] == separator
 
 
-def test_only_the_skill_is_cut_from_a_pair(framer: Framer) -> None:
+def test_only_the_skill_is_cut_from_a_pair(tokens: RerankerTokens) -> None:
     """The request and the closing separator survive the longest skill."""
-    query = framer.query_side("a b c d")
-    side = framer.skill_sides([Skill(id="1", name="x", body="y " * 500)])[0]
-    pair = framer.pair(query.ids, side.ids)
-    assert len(pair) == framer.card.max_tokens
+    query = tokens.query("a b c d")
+    side = tokens.skills([Skill(id="1", name="x", body="y " * 500)])[0]
+    pair = tokens.pair(query.ids, side)
+    assert len(pair) == tokens.card.max_tokens
     assert pair[1:5].tolist() == query.ids.tolist()
     assert pair[-1] == 3
-    assert side.num_cut > 0
 
 
-def test_a_huge_request_is_cut_and_says_so(framer: Framer) -> None:
-    """100 kB are not tokenised to keep 20 tokens; the count of what was cut is a lower bound."""
-    framed = framer.query_side("find " * 20_000)
-    assert len(framed.ids) == framer.max_query_tokens
-    assert framed.num_cut > 1_000
-
-
-def test_literals_keep_their_special_tokens(framer: Framer) -> None:
-    assert framer.card.frame == BERT_PAIR_FRAME
-    assert framer.room == framer.card.max_tokens - 3
+def test_a_huge_request_is_cut_and_says_so(tokens: RerankerTokens) -> None:
+    """100 kB are not tokenised to keep 20 tokens; the count of what was cut is extrapolated."""
+    cut = tokens.query("find " * 20_000)
+    assert len(cut.ids) == tokens.card.max_query_tokens
+    assert cut.num_cut > 1_000

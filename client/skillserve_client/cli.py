@@ -11,9 +11,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from skillserve.config import Settings, flag, load_settings
+from skillserve.config import Settings
 from skillserve.console import out, print_json, progress, talk
 from skillserve.errors import QueryError, UsageError
+from skillserve.flags import Json, with_settings
 from skillserve.publish import write_text
 from skillserve.records import Answer, Query
 from skillserve.skillfile import read_queries
@@ -25,44 +26,22 @@ __all__ = ["index", "search"]
 
 RUN_TAG = "skillserve"
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Config = Annotated[Path | None, typer.Option("--config", help="Configuration file [default: skillserve.toml]")]
 
-
+@with_settings("index", "client", "search.candidates", "search.rerank_depth")
 def index(
     catalogue: Annotated[Path, typer.Argument(help="JSONL(.gz) or Parquet file, or a folder with SKILL.md files.")],
     queries: Annotated[Path | None, typer.Option(help="Measure with these requests before publishing.")] = None,
     qrels: Annotated[Path | None, typer.Option(help="Their judgements; without it, their own `skill_ids`.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Build even if the live bundle is the same.")] = False,  # noqa: FBT002
-    models: Annotated[Path | None, flag("index.models")] = None,
-    bundles: Annotated[Path | None, flag("index.bundles")] = None,
-    candidates: Annotated[int | None, flag("search.candidates")] = None,
-    rerank_depth: Annotated[int | None, flag("search.rerank_depth")] = None,
-    url: Annotated[str | None, flag("client.url")] = None,
-    timeout_s: Annotated[float | None, flag("client.timeout_s")] = None,
-    max_request_tokens: Annotated[int | None, flag("client.max_request_tokens")] = None,
-    num_in_flight: Annotated[int | None, flag("client.num_in_flight")] = None,
-    config: Config = None,
-    as_json: Json = False,  # noqa: FBT002
+    *,
+    settings: Settings,
+    as_json: Json = False,
 ) -> None:
     """Build a bundle from a catalogue through a running server."""
     if qrels and not queries:
         raise UsageError(
             "option --qrels", got="judgements without requests", wanted="--queries as well", fix="Add --queries FILE."
         )
-    settings = load_settings(
-        config,
-        flags={
-            "index.models": models,
-            "index.bundles": bundles,
-            "search.candidates": candidates,
-            "search.rerank_depth": rerank_depth,
-            "client.url": url,
-            "client.timeout_s": timeout_s,
-            "client.max_request_tokens": max_request_tokens,
-            "client.num_in_flight": num_in_flight,
-        },
-    )
     with Triton(settings.client) as triton:
         built = build_bundle(
             catalogue,
@@ -76,23 +55,16 @@ def index(
     _show_built(built, settings.index.bundles, as_json=as_json)
 
 
+@with_settings("index.bundles", "search", "client")
 def search(
     query: Annotated[
         str | None, typer.Argument(help="The request; without it, --file or one per line on stdin.")
     ] = None,
     file: Annotated[Path | None, typer.Option(help="JSONL(.gz) or Parquet file of requests.")] = None,
     run_out: Annotated[Path | None, typer.Option(help="With --file: write the rankings as a TREC run.")] = None,
-    bundles: Annotated[Path | None, flag("index.bundles")] = None,
-    candidates: Annotated[int | None, flag("search.candidates")] = None,
-    rerank_depth: Annotated[int | None, flag("search.rerank_depth")] = None,
-    top_k: Annotated[int | None, flag("search.top_k")] = None,
-    deadline_ms: Annotated[float | None, flag("search.deadline_ms")] = None,
-    url: Annotated[str | None, flag("client.url")] = None,
-    timeout_s: Annotated[float | None, flag("client.timeout_s")] = None,
-    max_request_tokens: Annotated[int | None, flag("client.max_request_tokens")] = None,
-    num_in_flight: Annotated[int | None, flag("client.num_in_flight")] = None,
-    config: Config = None,
-    as_json: Json = False,  # noqa: FBT002
+    *,
+    settings: Settings,
+    as_json: Json = False,
 ) -> None:
     """Find skills for a request."""
     if query is not None and file is not None:
@@ -103,20 +75,6 @@ def search(
         raise UsageError(
             "option --run-out", got="requests without ids", wanted="--file as well", fix="Add --file FILE.jsonl."
         )
-    settings = load_settings(
-        config,
-        flags={
-            "index.bundles": bundles,
-            "search.candidates": candidates,
-            "search.rerank_depth": rerank_depth,
-            "search.top_k": top_k,
-            "search.deadline_ms": deadline_ms,
-            "client.url": url,
-            "client.timeout_s": timeout_s,
-            "client.max_request_tokens": max_request_tokens,
-            "client.num_in_flight": num_in_flight,
-        },
-    )
     requests = _requests(query, file)
     run: list[str] = []
     for request, answer in _answers(requests, settings):

@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ _TASKS = {"embedder": "feature-extraction", "reranker": "text-classification"}
 
 def export_packed(module: nn.Module, card: ModelCard, core: AttentionCore, output: Path) -> None:
     """Write the packed graph with one attention core inlined: standard operators only."""
-    _export(module, _PackedConfig(module.config, card), output)
+    _export(module, card, _PACKED, output)
     graph = onnx.load(output)
     graph.functions.extend(core_functions(core))
     graph.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
@@ -58,7 +59,7 @@ def export_packed(module: nn.Module, card: ModelCard, core: AttentionCore, outpu
 
 def export_padded(model: nn.Module, card: ModelCard, output: Path) -> None:
     """Write the same model behind `input_ids` and `attention_mask` `[B, L]`."""
-    _export(_Padded(model, card).eval(), _PaddedConfig(model.config, card), output)
+    _export(_Padded(model, card).eval(), card, _PADDED, output)
     _finish(onnx.load(output), card, output)
 
 
@@ -72,58 +73,49 @@ def export_stock(model: nn.Module, card: ModelCard, output: Path) -> None:
         optimum_export(model, constructor(model.config), output, opset=OPSET)
 
 
-class _PackedConfig(OnnxConfig):  # type: ignore[misc]
-    """Tells Optimum the packed interface."""
+@dataclass(frozen=True, slots=True)
+class _Interface:
+    """Inputs and outputs of a graph: name → dynamic axes, and inputs to trace with."""
+
+    inputs: dict[str, dict[int, str]]
+    output_axis: str
+    trace: dict[str, list[int] | list[list[int]]]
+
+
+_PACKED = _Interface(
+    inputs={INPUT_IDS: {0: "tokens"}, SEQ_LENS: {0: "sequences"}, TOK_END: {0: "requests"}, SEQ_END: {0: "requests"}},
+    output_axis="sequences",
+    # Two requests of two and one sequences; the trace holds for any number.
+    trace={INPUT_IDS: [1, 2, 3, 4, 5, 6, 7], SEQ_LENS: [2, 3, 2], TOK_END: [5, 7], SEQ_END: [2, 3]},
+)
+
+_PADDED = _Interface(
+    inputs={name: {0: "batch", 1: "length"} for name in (INPUT_IDS, ATTENTION_MASK)},
+    output_axis="batch",
+    trace={INPUT_IDS: [[1, 2, 3], [4, 5, 0]], ATTENTION_MASK: [[1, 1, 1], [1, 1, 0]]},
+)
+
+
+class _InterfaceConfig(OnnxConfig):  # type: ignore[misc]
+    """Tells Optimum an interface of ours."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
 
-    def __init__(self, config: Any, card: ModelCard) -> None:
+    def __init__(self, config: Any, card: ModelCard, interface: _Interface) -> None:
         super().__init__(config, task=_TASKS[card.role])
         self._card = card
+        self._interface = interface
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
-        return {
-            INPUT_IDS: {0: "tokens"},
-            SEQ_LENS: {0: "sequences"},
-            TOK_END: {0: "requests"},
-            SEQ_END: {0: "requests"},
-        }
+        return self._interface.inputs
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
-        return {OUTPUT_NAMES[self._card.role]: {0: "sequences"}}
+        return {OUTPUT_NAMES[self._card.role]: {0: self._interface.output_axis}}
 
     def generate_dummy_inputs(self, framework: str = "pt", **_shapes: int) -> dict[str, Tensor]:  # noqa: ARG002
-        """Two requests of two and one sequences; the trace holds for any number."""
-        values = {INPUT_IDS: [1, 2, 3, 4, 5, 6, 7], SEQ_LENS: [2, 3, 2], TOK_END: [5, 7], SEQ_END: [2, 3]}
-        return {name: torch.tensor(value, dtype=torch.int32) for name, value in values.items()}
-
-
-class _PaddedConfig(OnnxConfig):  # type: ignore[misc]
-    """Tells Optimum the padded interface."""
-
-    NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
-
-    def __init__(self, config: Any, card: ModelCard) -> None:
-        super().__init__(config, task=_TASKS[card.role])
-        self._card = card
-
-    @property
-    def inputs(self) -> dict[str, dict[int, str]]:
-        return {name: {0: "batch", 1: "length"} for name in (INPUT_IDS, ATTENTION_MASK)}
-
-    @property
-    def outputs(self) -> dict[str, dict[int, str]]:
-        return {OUTPUT_NAMES[self._card.role]: {0: "batch"}}
-
-    def generate_dummy_inputs(self, framework: str = "pt", **_shapes: int) -> dict[str, Tensor]:  # noqa: ARG002
-        """Two sequences of three and two tokens."""
-        ids, mask = [[1, 2, 3], [4, 5, 0]], [[1, 1, 1], [1, 1, 0]]
-        return {
-            INPUT_IDS: torch.tensor(ids, dtype=torch.int32),
-            ATTENTION_MASK: torch.tensor(mask, dtype=torch.int32),
-        }
+        return {name: torch.tensor(value, dtype=torch.int32) for name, value in self._interface.trace.items()}
 
 
 class _Padded(nn.Module):
@@ -149,9 +141,9 @@ class _Padded(nn.Module):
         return functional.normalize(rows, dim=-1) if self.card.normalised else rows
 
 
-def _export(module: nn.Module, config: OnnxConfig, output: Path) -> None:
+def _export(module: nn.Module, card: ModelCard, interface: _Interface, output: Path) -> None:
     with _quiet():
-        export_pytorch(module, config, opset=OPSET, output=output)
+        export_pytorch(module, _InterfaceConfig(module.config, card, interface), opset=OPSET, output=output)
 
 
 def _finish(graph: onnx.ModelProto, card: ModelCard, output: Path) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from skillserve.config import flag, load_settings
+from skillserve.config import Settings
 from skillserve.console import out, print_json, progress, talk
+from skillserve.flags import Json, with_settings
 from skillserve_serving.launcher import Triton, running_server
 from skillserve_serving.supervisor import Event, Supervisor
 
@@ -23,43 +21,19 @@ class _Stopped(BaseException):
     """SIGINT or SIGTERM arrived. Not an Exception, so that no handler on the way takes it for a failure."""
 
 
-def serve(
-    repository: Annotated[Path | None, flag("serve.repository")] = None,
-    tritonserver: Annotated[Path | None, flag("serve.tritonserver")] = None,
-    host: Annotated[str | None, flag("serve.host")] = None,
-    http_port: Annotated[int | None, flag("serve.http_port")] = None,
-    grpc_port: Annotated[int | None, flag("serve.grpc_port")] = None,
-    metrics_port: Annotated[int | None, flag("serve.metrics_port")] = None,
-    start_deadline_s: Annotated[float | None, flag("serve.start_deadline_s")] = None,
-    health_interval_s: Annotated[float | None, flag("serve.health_interval_s")] = None,
-    log_file: Annotated[Path | None, flag("serve.log_file")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file with settings")] = None,
-    *,
-    json: Annotated[bool, typer.Option("--json", help="one JSON object per event on stdout")] = False,
-) -> None:
+@with_settings("serve")
+def serve(*, settings: Settings, as_json: Json = False) -> None:
     """Run a model repository on Triton until stopped."""
-    given = {
-        "repository": repository,
-        "tritonserver": tritonserver,
-        "host": host,
-        "http_port": http_port,
-        "grpc_port": grpc_port,
-        "metrics_port": metrics_port,
-        "start_deadline_s": start_deadline_s,
-        "health_interval_s": health_interval_s,
-        "log_file": log_file,
-    }
-    settings = load_settings(config, flags={f"serve.{name}": value for name, value in given.items()}).serve
 
     def tell(event: Event) -> None:
         talk(f"{event.kind}: {event.model or 'server'}: {event.detail}")
-        if json:
+        if as_json:
             print_json({"event": event.kind, "model": event.model, "detail": event.detail})
 
     with suppress(_Stopped), _signals_raise(), ExitStack() as stack:
         with progress("starting Triton", None):
-            server = stack.enter_context(running_server(settings))
-        _announce(server, json=json)
+            server = stack.enter_context(running_server(settings.serve))
+        _announce(server, json=as_json)
         Supervisor(server, tell=tell).run()
 
 

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from skillserve import errors
 from skillserve.cli import COMMANDS, main
-from skillserve.config import Settings, load_settings
+from skillserve.config import SearchSettings, Settings, load_settings
 from skillserve.errors import ConfigError, SkillserveError
+from skillserve.flags import Json, with_settings
 
 
 @pytest.fixture
@@ -102,3 +105,30 @@ def test_exit_codes_and_json_errors(tmp_path: Path, capsys: pytest.CaptureFixtur
     printed = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert printed["error"] == "CardError"
     assert printed["exit_code"] == 4
+
+
+def test_a_command_gets_a_flag_for_every_field_and_the_merged_settings(
+    toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sections give all their fields, single fields themselves; the rest of the signature stays."""
+    seen: list[object] = []
+    app = typer.Typer()
+
+    @app.command()
+    @with_settings("search", "client.url")
+    def command(query: str, *, settings: Settings, as_json: Json = False) -> None:
+        """Find."""
+        seen.extend((query, settings, as_json))
+
+    monkeypatch.setenv("SKILLSERVE_SEARCH_TOP_K", "9")
+    given = ["x", "--candidates", "30", "--config", str(toml), "--json"]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    query, settings, as_json = seen
+    assert (query, as_json) == ("x", True)
+    assert isinstance(settings, Settings)
+    assert (settings.search.candidates, settings.search.top_k, settings.client.url) == (30, 9, "a:1")
+    flags = {parameter.opts[0] for parameter in typer.main.get_command(app).params}
+    fields = {f"--{name.replace('_', '-')}" for name in SearchSettings.model_fields}
+    assert fields | {"--url", "--config", "--json", "query"} <= flags | {"query"}
+    assert "--timeout-s" not in flags

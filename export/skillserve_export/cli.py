@@ -45,7 +45,11 @@ def verify(weights: Weights, *, data: Data = None, settings: Settings, as_json: 
     with progress("verify", NUM_STEPS - 1) as bar:
         verified = verify_model(weights, settings.export, data=data, advance=lambda note: bar.advance(note=note))
     _show(verified, as_json=as_json)
-    require(verified.checks, f"graph in `{verified.folder}`")
+    require(
+        verified.checks,
+        f"graph in `{verified.folder}`",
+        fix=f"Do not serve it. Export it again: skillserve export {weights}",
+    )
 
 
 def _show(exported: Exported, *, as_json: bool) -> None:

@@ -56,7 +56,7 @@ class _SegmentMean(torch.autograd.Function):
     @staticmethod
     def symbolic(g: Any, hidden: Any, bounds: Any) -> Any:
         # Not the type of `hidden`: its first dimension is tokens, this one's is sequences.
-        return g.op(f"{DOMAIN}::SegmentMean", hidden, bounds)
+        return g.op(f"{DOMAIN}::SegmentMean", hidden, bounds).setType(hidden.type().with_sizes([None, None]))
 
 
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, num_heads: int) -> Tensor:

@@ -25,7 +25,6 @@ from optimum.exporters.onnx.convert import export_pytorch
 from optimum.exporters.tasks import TasksManager
 from optimum.utils import NormalizedTextConfig
 from torch import Tensor, nn
-from torch.nn import functional
 
 from skillserve.card import ModelCard
 from skillserve.errors import ParityError
@@ -57,9 +56,9 @@ def export_packed(module: nn.Module, card: ModelCard, core: AttentionCore, outpu
     _finish(graph, card, output)
 
 
-def export_padded(model: nn.Module, card: ModelCard, output: Path) -> None:
-    """Write the same model behind `input_ids` and `attention_mask` `[B, L]`."""
-    _export(_Padded(model, card).eval(), card, _PADDED, output)
+def export_padded(module: nn.Module, card: ModelCard, output: Path) -> None:
+    """Write a module of the padded layout."""
+    _export(module, card, _PADDED, output)
     _finish(onnx.load(output), card, output)
 
 
@@ -118,38 +117,14 @@ class _InterfaceConfig(OnnxConfig):  # type: ignore[misc]
         return {name: torch.tensor(value, dtype=torch.int32) for name, value in self._interface.trace.items()}
 
 
-class _Padded(nn.Module):
-    """A transformers model with pooling, behind the padded interface. Single sequences only, no pair types."""
-
-    def __init__(self, model: nn.Module, card: ModelCard) -> None:
-        super().__init__()
-        self.config = model.config
-        self.model = model
-        self.card = card
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        ids_BL, mask_BL = input_ids.to(torch.int64), attention_mask.to(torch.int64)
-        if self.card.role == "reranker":
-            logits: Tensor = self.model(input_ids=ids_BL, attention_mask=mask_BL).logits
-            return logits[:, 0]
-        hidden_BLH = self.model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
-        if self.card.pooling == "cls":
-            rows = hidden_BLH[:, 0]
-        else:
-            weight = mask_BL.unsqueeze(-1).to(hidden_BLH.dtype)
-            rows = (hidden_BLH * weight).sum(1) / weight.sum(1)
-        return functional.normalize(rows, dim=-1) if self.card.normalised else rows
-
-
 def _export(module: nn.Module, card: ModelCard, interface: _Interface, output: Path) -> None:
     with _quiet():
         export_pytorch(module, _InterfaceConfig(module.config, card, interface), opset=OPSET, output=output)
 
 
 def _finish(graph: onnx.ModelProto, card: ModelCard, output: Path) -> None:
-    """Fix the IR version, stamp the digest, and refuse a graph with foreign operators."""
+    """Fix the IR version, and refuse a graph with foreign operators."""
     graph.ir_version = min(graph.ir_version, IR_VERSION)
-    onnx.helper.set_model_props(graph, {"skillserve_digest": card.digest})
     foreign = sorted({node.domain for node in graph.graph.node} - {"", "ai.onnx"})
     if foreign:
         raise ParityError(

@@ -4,9 +4,9 @@ Shape legend: R requests, S sequences, T tokens of the whole batch; `_k` marks w
 
 The guard trusts only `tok_end` and `seq_end`, which the server derives from request shapes. A request is
 sound when it is not empty, no empty request stands before it (the server stops copying tensors there, so
-what follows is uninitialised memory), its lengths are in [1, max_tokens] and sum to its tokens, and its ids
-are in [0, vocab_size). The tokens of the others are dropped before the first layer sees them; their rows come
-back as NaN.
+what follows is uninitialised memory), it brings at most max_request_tokens, its lengths are in [1, max_tokens]
+and sum to its tokens, and its ids are in [0, vocab_size). The tokens of the others are dropped before the
+first layer sees them; their rows come back as NaN.
 
 Written in plain torch operations that trace into standard ONNX ones. Not `index_add_` and not `bincount`:
 both torch exporters turn the first into a silently wrong graph.
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PackedLayout", "packed_layout", "rows_home"]
+__all__ = ["Limits", "PackedLayout", "packed_layout", "rows_home"]
 
 
 class PackedLayout(NamedTuple):
@@ -39,8 +39,19 @@ class PackedLayout(NamedTuple):
     """`[S]` bool, which of the sequences that came in were kept"""
 
 
+class Limits(NamedTuple):
+    """What a sound request keeps to."""
+
+    vocab_size: int
+    """Ids are below this."""
+    max_tokens: int
+    """Longest sequence."""
+    max_request_tokens: int
+    """Most tokens of one request; memory is bounded by it."""
+
+
 def packed_layout(
-    input_ids: Tensor, seq_lens: Tensor, tok_end: Tensor, seq_end: Tensor, *, vocab_size: int, max_tokens: int
+    input_ids: Tensor, seq_lens: Tensor, tok_end: Tensor, seq_end: Tensor, limits: Limits
 ) -> PackedLayout:
     """Check every request, drop the malformed ones, lay out the rest.
 
@@ -52,10 +63,12 @@ def packed_layout(
 
     empty_R = (tok_end_R <= tok_start_R) | (seq_end_R <= seq_start_R)
     none_empty_so_far_R = torch.cumsum(empty_R.to(torch.int64), 0) == 0
-    sums_match_R = _sum_between(lens_S, seq_start_R, seq_end_R) == tok_end_R - tok_start_R
-    bad_lens_R = _sum_between(((lens_S < 1) | (lens_S > max_tokens)).to(torch.int64), seq_start_R, seq_end_R)
-    bad_ids_R = _sum_between(((ids_T < 0) | (ids_T >= vocab_size)).to(torch.int64), tok_start_R, tok_end_R)
-    sound_R = none_empty_so_far_R & sums_match_R & (bad_lens_R == 0) & (bad_ids_R == 0)
+    tokens_R = tok_end_R - tok_start_R
+    sums_match_R = _sum_between(lens_S, seq_start_R, seq_end_R) == tokens_R
+    small_R = tokens_R <= limits.max_request_tokens
+    bad_lens_R = _sum_between(((lens_S < 1) | (lens_S > limits.max_tokens)).to(torch.int64), seq_start_R, seq_end_R)
+    bad_ids_R = _sum_between(((ids_T < 0) | (ids_T >= limits.vocab_size)).to(torch.int64), tok_start_R, tok_end_R)
+    sound_R = none_empty_so_far_R & small_R & sums_match_R & (bad_lens_R == 0) & (bad_ids_R == 0)
 
     sound_S = sound_R[_owner(lens_S, seq_end_R)]
     ids_k = ids_T[sound_R[_owner(ids_T, tok_end_R)]]

@@ -3,6 +3,9 @@
 onnxscript compiles the source of these functions, they are never run as Python. Its subset of the language knows
 ONNX's operators only, hence the explicit constants, and types that mypy cannot follow (excepted in pyproject.toml).
 
+The loops run in blocks of 64 sequences: an insertion copies the list that it inserts into, so one loop over S
+sequences would cost S², seconds for a request of many short ones.
+
 Shape legend: S sequences, T tokens, H hidden size, L longest sequence, N heads.
 """
 
@@ -34,18 +37,22 @@ def loop_attention(query: FLOAT, key: FLOAT, value: FLOAT, bounds: INT64, num_he
     # Scaling the queries once costs T·H multiplications; scaling the scores would cost T·L·N.
     scaled = op.Div(query, op.Sqrt(op.CastLike(head_dim, query)))
     num_sequences = op.Squeeze(op.Shape(bounds) - one)
-    parts = op.SequenceEmpty()
-    for s in range(num_sequences):
-        at = op.Reshape(s, one)
-        start = op.Gather(bounds, at, axis=0)
-        end = op.Gather(bounds, at + one, axis=0)
-        q = op.Transpose(op.Reshape(op.Slice(scaled, start, end, zero), split), perm=[1, 0, 2])
-        k = op.Transpose(op.Reshape(op.Slice(key, start, end, zero), split), perm=[1, 2, 0])
-        v = op.Transpose(op.Reshape(op.Slice(value, start, end, zero), split), perm=[1, 0, 2])
-        weights = op.Softmax(op.MatMul(q, k), axis=-1)
-        mixed = op.Reshape(op.Transpose(op.MatMul(weights, v), perm=[1, 0, 2]), merge)
-        parts = op.SequenceInsert(parts, mixed)
-    return op.ConcatFromSequence(parts, axis=0)
+    block = op.Constant(value_int=64)
+    blocks = op.SequenceEmpty()
+    for b in range(op.Div(num_sequences + block - op.Constant(value_int=1), block)):
+        parts = op.SequenceEmpty()
+        for i in range(op.Min(block, num_sequences - b * block)):
+            at = op.Reshape(b * block + i, one)
+            start = op.Gather(bounds, at, axis=0)
+            end = op.Gather(bounds, at + one, axis=0)
+            q = op.Transpose(op.Reshape(op.Slice(scaled, start, end, zero), split), perm=[1, 0, 2])
+            k = op.Transpose(op.Reshape(op.Slice(key, start, end, zero), split), perm=[1, 2, 0])
+            v = op.Transpose(op.Reshape(op.Slice(value, start, end, zero), split), perm=[1, 0, 2])
+            weights = op.Softmax(op.MatMul(q, k), axis=-1)
+            mixed = op.Reshape(op.Transpose(op.MatMul(weights, v), perm=[1, 0, 2]), merge)
+            parts = op.SequenceInsert(parts, mixed)
+        blocks = op.SequenceInsert(blocks, op.ConcatFromSequence(parts, axis=0))
+    return op.ConcatFromSequence(blocks, axis=0)
 
 
 @script(_domain, default_opset=op)
@@ -57,14 +64,18 @@ def loop_mean(hidden: FLOAT, bounds: INT64) -> FLOAT:
     zero = op.Constant(value_ints=[0])
     one = op.Constant(value_ints=[1])
     num_sequences = op.Squeeze(op.Shape(bounds) - one)
-    means = op.SequenceEmpty()
-    for s in range(num_sequences):
-        at = op.Reshape(s, one)
-        start = op.Gather(bounds, at, axis=0)
-        end = op.Gather(bounds, at + one, axis=0)
-        mean = op.ReduceMean(op.Slice(hidden, start, end, zero), axes=[0], keepdims=1)
-        means = op.SequenceInsert(means, mean)
-    return op.ConcatFromSequence(means, axis=0)
+    block = op.Constant(value_int=64)
+    blocks = op.SequenceEmpty()
+    for b in range(op.Div(num_sequences + block - op.Constant(value_int=1), block)):
+        means = op.SequenceEmpty()
+        for i in range(op.Min(block, num_sequences - b * block)):
+            at = op.Reshape(b * block + i, one)
+            start = op.Gather(bounds, at, axis=0)
+            end = op.Gather(bounds, at + one, axis=0)
+            mean = op.ReduceMean(op.Slice(hidden, start, end, zero), axes=[0], keepdims=1)
+            means = op.SequenceInsert(means, mean)
+        blocks = op.SequenceInsert(blocks, op.ConcatFromSequence(means, axis=0))
+    return op.ConcatFromSequence(blocks, axis=0)
 
 
 @script(_domain, default_opset=op)

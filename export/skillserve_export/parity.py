@@ -1,7 +1,7 @@
-"""The parity gate: does a packed graph compute what its weights say?
+"""The parity gate: does a graph compute what its weights say?
 
 The reference is Optimum's stock export of the same weights, run padded on ONNX Runtime, pooled and
-normalised here in numpy: no line of it is shared with the packed graph.
+normalised here in numpy: no line of it is shared with the graph that is judged.
 
 The order follows what can go wrong first: names and types, shapes, finite numbers, values, then a row alone
 against the same row first and last in a batch, then malformed neighbours, then rankings.
@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,20 @@ import onnxruntime as ort
 
 from skillserve.card import ModelCard
 from skillserve.errors import ParityError
-from skillserve.tensors import INPUT_IDS, OUTPUT_NAMES, SEQ_END, SEQ_LENS, TOK_END, Ids, pack, token_budget_batches
+from skillserve.tensors import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    OUTPUT_NAMES,
+    SEQ_END,
+    SEQ_LENS,
+    TOK_END,
+    Ids,
+    pack,
+    token_budget_batches,
+)
 from skillserve_export.sample import ParitySample
 
-__all__ = ["Check", "PackedGraph", "StockGraph", "check_parity", "require"]
+__all__ = ["Check", "PackedGraph", "PaddedGraph", "ServedGraph", "StockGraph", "check_parity", "require"]
 
 Rows = npt.NDArray[np.float32]
 """`[n, D]` embeddings or `[n]` scores."""
@@ -35,6 +45,10 @@ adding the same float32 numbers differed by 2e-7 on MiniLM; ten times that still
 
 INVARIANCE_TOLERANCE = 1e-6
 """Largest difference between a row alone and in company. Kernels may block a larger product differently."""
+
+TIE_TOLERANCE = 1e-6
+"""Reference scores that differ by less are tied, and may stand in either order: half the room that values have,
+so that rankings can fail where values pass."""
 
 TOP_K = 10
 """Rankings are compared down to this rank."""
@@ -60,23 +74,50 @@ class Check:
         return asdict(self)
 
 
+class ServedGraph(Protocol):
+    """A graph that is judged: of the packed layout or the padded one."""
+
+    session: ort.InferenceSession
+    inputs: ClassVar[dict[str, int]]
+    """Input → rank."""
+
+    def run(self, sequences: Sequence[Ids]) -> Rows:
+        """One execution of a list of sequences."""
+
+
 class PackedGraph:
     """A packed graph in ONNX Runtime, called with lists of sequences."""
+
+    inputs: ClassVar[dict[str, int]] = {INPUT_IDS: 1, SEQ_LENS: 1, TOK_END: 1, SEQ_END: 1}
 
     def __init__(self, path: Path) -> None:
         self.session = _session(path)
 
-    def run(self, sequences: Sequence[Ids], per_request: Sequence[int] | None = None) -> Rows:
-        """One execution; `per_request` says how many sequences each request brings, one request by default."""
+    def run(self, sequences: Sequence[Ids]) -> Rows:
+        """One execution, every sequence a request of its own."""
         packed = pack(sequences)
-        lens, ids = packed.seq_lens[0], packed.input_ids[0]
-        seq_end = np.cumsum([len(sequences)] if per_request is None else per_request)
-        return self.run_raw(ids, lens, np.cumsum(lens)[seq_end - 1], seq_end)
+        lens = packed.seq_lens[0]
+        return self.run_raw(packed.input_ids[0], lens, np.cumsum(lens), np.arange(1, len(lens) + 1))
 
     def run_raw(self, ids: npt.ArrayLike, lens: npt.ArrayLike, tok_end: npt.ArrayLike, seq_end: npt.ArrayLike) -> Rows:
         """One execution of the four inputs as given, sound or not."""
-        feed = dict(zip((INPUT_IDS, SEQ_LENS, TOK_END, SEQ_END), (ids, lens, tok_end, seq_end), strict=True))
+        feed = dict(zip(self.inputs, (ids, lens, tok_end, seq_end), strict=True))
         [rows] = self.session.run(None, {name: np.asarray(value, np.int32) for name, value in feed.items()})
+        return np.asarray(rows)
+
+
+class PaddedGraph:
+    """A padded graph in ONNX Runtime, called with lists of sequences."""
+
+    inputs: ClassVar[dict[str, int]] = {INPUT_IDS: 2, ATTENTION_MASK: 2}
+
+    def __init__(self, path: Path) -> None:
+        self.session = _session(path)
+
+    def run(self, sequences: Sequence[Ids]) -> Rows:
+        """One execution, padded to the longest sequence."""
+        ids_BL, mask_BL = _padded(sequences, np.int32)
+        [rows] = self.session.run(None, {INPUT_IDS: ids_BL, ATTENTION_MASK: mask_BL})
         return np.asarray(rows)
 
 
@@ -93,11 +134,9 @@ class StockGraph:
         return np.concatenate([self._run_padded(batch, separator) for batch in batches])
 
     def _run_padded(self, sequences: Sequence[Ids], separator: int) -> Rows:
-        shape = (len(sequences), max(map(len, sequences)))
-        ids_BL, mask_BL, types_BL = (np.zeros(shape, np.int64) for _ in range(3))
+        ids_BL, mask_BL = _padded(sequences, np.int64)
+        types_BL = np.zeros_like(ids_BL)
         for row, sequence in enumerate(sequences):
-            ids_BL[row, : len(sequence)] = sequence
-            mask_BL[row, : len(sequence)] = 1
             if self.card.role == "reranker":
                 # Transformers' own rule for pairs: type 1 from behind the first separator.
                 separators = np.flatnonzero(sequence == separator)
@@ -118,109 +157,110 @@ class StockGraph:
 
 
 def check_parity(
-    packed: PackedGraph,
+    graph: ServedGraph,
     stock: StockGraph,
     card: ModelCard,
     sample: ParitySample,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Check]:
     """Run every check; stops early where later ones would be meaningless. `advance` is called after each."""
-    checks = [_interface(packed, card)]
-    advance()
-    if not checks[0].passed:
+    checks: list[Check] = []
+
+    def note(check: Check) -> bool:
+        checks.append(check)
+        advance()
+        return check.passed
+
+    if not note(_interface(graph, card)):
         return checks
     sequences = [*sample.sequences, *_edge_sequences(card)]
-    rows = np.concatenate([packed.run(part) for part in _parts(sequences)])
+    rows = np.concatenate([graph.run(part) for part in _parts(sequences)])
     reference = stock.run(sequences, separator=int(sample.sequences[0][-1]))
-    checks.append(_shape_and_finite(rows, reference))
-    advance()
-    if not checks[-1].passed:
+    if not note(_shape_and_finite(rows, (len(sequences),) if card.dim is None else (len(sequences), card.dim))):
         return checks
-    checks.append(_values(rows, reference))
-    advance()
-    checks.append(_invariance(packed, sequences, rows))
-    advance()
-    checks.append(_isolation(packed, card, sequences))
-    advance()
-    checks.append(_rankings(rows, reference, sample))
-    advance()
+    note(_values(rows, reference))
+    note(_invariance(graph, sequences, rows))
+    if isinstance(graph, PackedGraph):  # a padded batch has no boundaries that a request could shift
+        note(_isolation(graph, card, sequences))
+    note(_rankings(rows, reference, sample))
     return checks
 
 
-def require(checks: Sequence[Check], subject: str) -> None:
-    """Raise ParityError when a check failed, with the figures of all that did."""
+def require(checks: Sequence[Check], subject: str, *, fix: str) -> None:
+    """Raise ParityError when a check failed, with the figures of all that did, and the caller's advice."""
     failed = [check for check in checks if not check.passed]
     if failed:
         raise ParityError(
             subject,
             got="; ".join(f"{check.name}: {check.detail}" for check in failed),
             wanted="every check of the parity gate to pass",
-            fix="Nothing was written. Export again; if it persists, this architecture or runtime is not supported.",
+            fix=fix,
         )
 
 
-def _interface(packed: PackedGraph, card: ModelCard) -> Check:
-    wanted = dict.fromkeys((INPUT_IDS, SEQ_LENS, TOK_END, SEQ_END), ("tensor(int32)", 1))
+def _interface(graph: ServedGraph, card: ModelCard) -> Check:
+    wanted = {name: ("tensor(int32)", rank) for name, rank in graph.inputs.items()}
     wanted[OUTPUT_NAMES[card.role]] = ("tensor(float)", 1 if card.dim is None else 2)
     found = {
-        put.name: (put.type, len(put.shape)) for put in (*packed.session.get_inputs(), *packed.session.get_outputs())
+        put.name: (put.type, len(put.shape)) for put in (*graph.session.get_inputs(), *graph.session.get_outputs())
     }
     detail = "names, types and ranks as agreed" if found == wanted else f"{found}, wanted {wanted}"
     return Check("interface", found == wanted, float(found != wanted), 0.0, detail)
 
 
-def _shape_and_finite(rows: Rows, reference: Rows) -> Check:
-    same = rows.shape == reference.shape
-    broken = int((~np.isfinite(rows)).sum()) if same else rows.size
-    detail = f"shape {rows.shape} for {reference.shape}, {broken} numbers not finite"
-    return Check("shape and finite", same and broken == 0, float(broken), 0.0, detail)
+def _shape_and_finite(rows: Rows, shape: tuple[int, ...]) -> Check:
+    broken = int((~np.isfinite(rows)).sum()) if rows.shape == shape else rows.size
+    detail = f"shape {rows.shape} for {shape}, {broken} numbers not finite"
+    return Check("shape and finite", rows.shape == shape and broken == 0, float(broken), 0.0, detail)
 
 
 def _values(rows: Rows, reference: Rows) -> Check:
-    scale = max(1.0, float(np.abs(reference).max()))
-    difference = float(np.abs(rows - reference).max()) / scale
-    detail = f"largest difference {difference:.1e} (limit {VALUE_TOLERANCE:.0e}) at scale {scale:.2g}"
-    return Check("values", difference <= VALUE_TOLERANCE, difference, VALUE_TOLERANCE, detail)
+    worst = _difference(rows, reference)
+    detail = f"largest difference {worst:.1e} (limit {VALUE_TOLERANCE:.0e})"
+    return Check("values", worst <= VALUE_TOLERANCE, worst, VALUE_TOLERANCE, detail)
 
 
-def _invariance(packed: PackedGraph, sequences: Sequence[Ids], rows: Rows) -> Check:
-    scale = max(1.0, float(np.abs(rows).max()))
+def _invariance(graph: ServedGraph, sequences: Sequence[Ids], rows: Rows) -> Check:
     company = list(sequences[:6])
     worst = 0.0
     for i in (0, len(sequences) // 2, len(sequences) - 1):
-        alone = packed.run([sequences[i]])[0]
-        first = packed.run([sequences[i], *company])[0]
-        last = packed.run([*company, sequences[i]], [1] * (len(company) + 1))[-1]
-        worst = max(worst, *(float(np.abs(row - rows[i]).max()) / scale for row in (alone, first, last)))
+        alone = graph.run([sequences[i]])
+        first = graph.run([sequences[i], *company])[:1]
+        last = graph.run([*company, sequences[i]])[-1:]
+        worst = max(worst, *(_difference(row, rows[i : i + 1]) for row in (alone, first, last)))
     detail = f"a row alone, first and last in a batch differs by {worst:.1e} (limit {INVARIANCE_TOLERANCE:.0e})"
     return Check("batch invariance", worst <= INVARIANCE_TOLERANCE, worst, INVARIANCE_TOLERANCE, detail)
 
 
-def _isolation(packed: PackedGraph, card: ModelCard, sequences: Sequence[Ids]) -> Check:
+def _isolation(graph: PackedGraph, card: ModelCard, sequences: Sequence[Ids]) -> Check:
     """One malformed request of each kind among sound ones: its rows are NaN, theirs are unmoved."""
     good = list(sequences[:4])
-    expected = packed.run(good)
-    scale = max(1.0, float(np.abs(expected).max()))
+    expected = graph.run(good)
     worst, faults = 0.0, []
     for name, (ids, lens) in malformed_requests(card).items():
         requests = [(good[0], [len(good[0])]), (np.asarray(ids), lens)]
         requests += [(sequence, [len(sequence)]) for sequence in good[1:]]
-        rows = packed.run_raw(
+        rows = graph.run_raw(
             np.concatenate([ids for ids, _ in requests]),
             np.concatenate([lens for _, lens in requests]),
             np.cumsum([len(ids) for ids, _ in requests]),
             np.cumsum([len(lens) for _, lens in requests]),
         )
-        bad = rows[1 : 1 + len(lens)]
-        neighbours = np.concatenate([rows[:1], rows[1 + len(lens) :]])
-        difference = float(np.abs(neighbours - expected).max()) / scale
-        if not np.isnan(bad).all() or not difference <= INVARIANCE_TOLERANCE:
+        difference = _difference(np.concatenate([rows[:1], rows[1 + len(lens) :]]), expected)
+        worst = max(worst, difference)
+        if difference > INVARIANCE_TOLERANCE or not np.isnan(rows[1 : 1 + len(lens)]).all():
             faults.append(name)
-        worst = max(worst, difference if math.isfinite(difference) else math.inf)
-    detail = f"neighbours of malformed requests differ by {worst:.1e}" + (
-        f"; failed: {', '.join(faults)}" if faults else ""
-    )
+    detail = f"neighbours of malformed requests differ by {worst:.1e}"
+    if faults:
+        detail += f"; failed: {', '.join(faults)}"
     return Check("isolation", not faults, worst, INVARIANCE_TOLERANCE, detail)
+
+
+def _difference(found: Rows, wanted: Rows) -> float:
+    """Largest difference, relative to the largest value where that exceeds 1; infinite if anything is not finite."""
+    if found.shape != wanted.shape or not np.isfinite(found).all():
+        return math.inf
+    return float(np.abs(found - wanted).max()) / max(1.0, float(np.abs(wanted).max()))
 
 
 def malformed_requests(card: ModelCard) -> dict[str, tuple[list[int], list[int]]]:
@@ -242,7 +282,7 @@ def malformed_requests(card: ModelCard) -> dict[str, tuple[list[int], list[int]]
 def _rankings(rows: Rows, reference: Rows, sample: ParitySample) -> Check:
     """Top-k order of every request; a swap counts only if the reference tells the two apart."""
     found, wanted = _score_table(rows, sample), _score_table(reference, sample)
-    margin = 2 * VALUE_TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+    margin = TIE_TOLERANCE * max(1.0, float(np.abs(wanted).max()))
     differing = 0
     for scores, truth in zip(found, wanted, strict=True):
         order, ideal = (np.argsort(-row, kind="stable")[:TOP_K] for row in (scores, truth))
@@ -260,12 +300,24 @@ def _score_table(rows: Rows, sample: ParitySample) -> Rows:
 
 
 def _edge_sequences(card: ModelCard) -> list[Ids]:
+    """The shortest sequences and the longest, with the lowest and the highest token id."""
     rng = np.random.default_rng(1)
-    return [rng.integers(0, card.vocab_size, n).astype(np.int32) for n in (*_EDGE_LENGTHS, card.max_tokens)]
+    edges = [rng.integers(0, card.vocab_size, n).astype(np.int32) for n in (*_EDGE_LENGTHS, card.max_tokens)]
+    edges[-1][:2] = 0, card.vocab_size - 1
+    return edges
 
 
 def _parts(sequences: Sequence[Ids]) -> list[Sequence[Ids]]:
     return [sequences[cut] for cut in token_budget_batches([len(s) for s in sequences], max_tokens=_BATCH_TOKENS)]
+
+
+def _padded(sequences: Sequence[Ids], kind: type[np.integer[Any]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Ids and mask `[B, L]`."""
+    lens = np.array([len(sequence) for sequence in sequences])
+    mask_BL = np.arange(lens.max()) < lens[:, None]
+    ids_BL = np.zeros(mask_BL.shape, kind)
+    ids_BL[mask_BL] = np.concatenate(sequences)
+    return ids_BL, mask_BL.astype(kind)
 
 
 def _session(path: Path) -> ort.InferenceSession:

@@ -12,7 +12,6 @@ model_repository/skill_embedder/
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import tempfile
@@ -20,8 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.config import ExportSettings
@@ -32,7 +33,15 @@ from skillserve.tensors import ATTENTION_MASK, INPUT_IDS, MODEL_NAMES, OUTPUT_NA
 from skillserve_export.config import GRAPH_FILE, WARMUP_FOLDER, model_config, to_pbtxt
 from skillserve_export.families import family_of
 from skillserve_export.graph import export_packed, export_padded, export_stock
-from skillserve_export.parity import Check, PackedGraph, StockGraph, check_parity, require
+from skillserve_export.parity import (
+    Check,
+    PackedGraph,
+    PaddedGraph,
+    ServedGraph,
+    StockGraph,
+    check_parity,
+    require,
+)
 from skillserve_export.sample import ParitySample, load_sample
 
 __all__ = ["EXPORT_FILE", "NUM_STEPS", "Exported", "export_model", "verify_model"]
@@ -47,6 +56,24 @@ _PROBE_NUMBERS = 5
 PROBE_TOLERANCE = 5e-3
 """Wide enough for another processor's rounding and half precision, narrow enough for wrong weights: numbers of
 a unit vector of 384 dimensions are 0.05 on average."""
+
+
+_GRAPHS: dict[Layout, type[PackedGraph | PaddedGraph]] = {"packed": PackedGraph, "padded": PaddedGraph}
+
+
+class ExportRecord(BaseModel):
+    """`export.json`: how a graph was made, what it passed, and the SHA-256 of every file beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    digest: str
+    layout: Layout
+    attention_core: str | None
+    precision: Literal["fp32"]
+    files: dict[str, str]
+    checks: list[dict[str, Any]]
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,40 +93,42 @@ def export_model(
     layout: Layout = "packed",
     advance: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Export, gate and write one model; raises ParityError or CardError and then leaves the repository alone.
-
-    The padded layout passes the same gate as the packed one: it is exported beside a packed graph that did.
-    """
+    """Export, gate and write one model; raises ParityError or CardError and then leaves the repository alone."""
     card = read_card(weights, verify_weights=True)
     family = family_of(card)
     with tempfile.TemporaryDirectory(prefix="skillserve-export-") as scratch_name:
         scratch = Path(scratch_name)
         model = family.load(weights, card)
-        advance("exporting the packed graph")
-        export_packed(family.packed(model, card, weights), card, settings.attention_core, scratch / GRAPH_FILE)
+        advance(f"exporting the {layout} graph")
+        if layout == "packed":
+            module = family.packed(model, card, weights, settings.max_request_tokens)
+            export_packed(module, card, settings.attention_core, scratch / GRAPH_FILE)
+        else:
+            export_padded(family.padded(model, card, weights), card, scratch / GRAPH_FILE)
         advance("exporting the reference")
         export_stock(model, card, scratch / "stock.onnx")
         advance("checking parity")
         sample = load_sample(card, weights, data)
-        packed = PackedGraph(scratch / GRAPH_FILE)
+        graph = _GRAPHS[layout](scratch / GRAPH_FILE)
         stock = StockGraph(scratch / "stock.onnx", card)
-        checks = check_parity(packed, stock, card, sample, lambda: advance("checking parity"))
-        require(checks, f"packed graph of `{card.name}`")
-        probe = _probe(card, packed, sample)
-        if layout == "padded":
-            export_padded(model, card, scratch / GRAPH_FILE)
+        checks = check_parity(graph, stock, card, sample, lambda: advance("checking parity"))
+        require(
+            checks,
+            f"{layout} graph of `{card.name}`",
+            fix="Nothing was written. Export again; if it persists, this architecture or runtime is not supported.",
+        )
+        probe = _probe(card, graph, sample)
         folder = settings.repository / MODEL_NAMES[card.role]
         with published_folder(folder) as draft:
-            graph = draft / str(settings.version) / GRAPH_FILE
-            graph.parent.mkdir()
-            shutil.move(scratch / GRAPH_FILE, graph)
+            (draft / str(settings.version)).mkdir()
+            shutil.move(scratch / GRAPH_FILE, draft / str(settings.version) / GRAPH_FILE)
             for name in (CARD_FILE, "tokenizer.json"):
                 shutil.copyfile(weights / name, draft / name)
             (draft / "config.pbtxt").write_text(to_pbtxt(model_config(card, settings, layout, probe)))
             (draft / PROBE_FILE).write_text(probe.model_dump_json(indent=1) + "\n")
             _write_warmup(draft / WARMUP_FOLDER, probe)
-            record = _record(settings, layout, graph, checks)
-            (draft / EXPORT_FILE).write_text(json.dumps(record, indent=1) + "\n")
+            record = _record(settings, layout, draft, checks)
+            (draft / EXPORT_FILE).write_text(record.model_dump_json(indent=1) + "\n")
     return Exported(card, folder, checks)
 
 
@@ -113,51 +142,60 @@ def verify_model(
     """Check the graph that stands in the repository against its weights; writes nothing."""
     card = read_card(weights, verify_weights=True)
     folder = settings.repository / MODEL_NAMES[card.role]
-    served = read_card(folder)
-    if served.digest != card.digest:
+    record = _read_record(folder)
+    _check_unchanged(folder, record)
+    if record.digest != card.digest:
         raise RepositoryError(
             f"model folder `{folder}`",
-            got=f"a graph of {served.short_digest}",
+            got=f"a graph of {record.digest[:12]}",
             wanted=f"one of {card.short_digest}, the weights in `{weights}`",
             fix=f"Export them: skillserve export {weights} --repository {settings.repository}",
         )
-    path = folder / str(settings.version) / GRAPH_FILE
-    _check_unchanged(folder, path)
     with tempfile.TemporaryDirectory(prefix="skillserve-verify-") as scratch_name:
         reference = Path(scratch_name) / "stock.onnx"
         advance("exporting the reference")
         export_stock(family_of(card).load(weights, card), card, reference)
         advance("checking parity")
         sample = load_sample(card, weights, data)
-        checks = check_parity(
-            PackedGraph(path), StockGraph(reference, card), card, sample, lambda: advance("checking parity")
-        )
+        graph = _GRAPHS[record.layout](folder / str(settings.version) / GRAPH_FILE)
+        checks = check_parity(graph, StockGraph(reference, card), card, sample, lambda: advance("checking parity"))
     return Exported(card, folder, checks)
 
 
-def _check_unchanged(folder: Path, graph: Path) -> None:
+def _read_record(folder: Path) -> ExportRecord:
     try:
-        record = json.loads((folder / EXPORT_FILE).read_text())
-        found = sha256_of(graph)
-    except (OSError, json.JSONDecodeError) as error:
+        return ExportRecord.model_validate_json((folder / EXPORT_FILE).read_bytes())
+    except (OSError, ValidationError) as error:
         raise RepositoryError(
             f"model folder `{folder}`",
-            got=f"unreadable {EXPORT_FILE} or graph ({error})",
+            got=f"no valid {EXPORT_FILE} ({type(error).__name__})",
             wanted="a model written by `skillserve export`",
-            fix="Export the model again: skillserve export WEIGHTS",
+            fix="Export the model: skillserve export WEIGHTS",
         ) from error
-    if found != record.get("graph_sha256"):
+
+
+def _check_unchanged(folder: Path, record: ExportRecord) -> None:
+    """Every file of the folder is the one that was gated, and none is missing."""
+    found = _digests(folder)
+    wanted = record.files
+    changed = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    if changed:
         raise RepositoryError(
-            f"graph `{graph}`",
-            got=f"SHA-256 {found[:12]}",
-            wanted=f"{str(record.get('graph_sha256'))[:12]} as its export.json says",
-            fix="The file was changed after it was gated. Export the model again: skillserve export WEIGHTS",
+            f"model folder `{folder}`",
+            got=f"changed, missing or new since its export (by SHA-256): {', '.join(changed)}",
+            wanted="the files that passed the gate",
+            fix="Export the model again: skillserve export WEIGHTS",
         )
 
 
-def _probe(card: ModelCard, packed: PackedGraph, sample: ParitySample) -> Probe:
+def _digests(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / EXPORT_FILE)
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+
+
+def _probe(card: ModelCard, graph: ServedGraph, sample: ParitySample) -> Probe:
     sequences = sorted(sample.sequences, key=len)[:_PROBE_SEQUENCES]
-    rows = packed.run(sequences).reshape(len(sequences), -1)[:, :_PROBE_NUMBERS]
+    rows = graph.run(sequences).reshape(len(sequences), -1)[:, :_PROBE_NUMBERS]
     request = pack(sequences)
     return Probe(
         model=MODEL_NAMES[card.role],
@@ -176,18 +214,14 @@ def _write_warmup(folder: Path, probe: Probe) -> None:
         (folder / name).write_bytes(np.asarray(values, np.int32).tobytes())
 
 
-def _record(settings: ExportSettings, layout: Layout, graph: Path, checks: list[Check]) -> dict[str, object]:
-    return {
-        "layout": layout,
-        "attention_core": settings.attention_core if layout == "packed" else None,
-        "precision": "fp32",
-        "graph_sha256": sha256_of(graph),
-        "checks": [check.to_dict() for check in checks],
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: version(name)
-                for name in ("skillserve", "torch", "optimum", "onnx", "onnxruntime", "transformers")
-            },
-        },
-    }
+def _record(settings: ExportSettings, layout: Layout, folder: Path, checks: list[Check]) -> ExportRecord:
+    packages = ("skillserve", "torch", "optimum", "onnx", "onnxruntime", "transformers")
+    return ExportRecord(
+        digest=read_card(folder).digest,
+        layout=layout,
+        attention_core=settings.attention_core if layout == "packed" else None,
+        precision="fp32",
+        files=_digests(folder),
+        checks=[check.to_dict() for check in checks],
+        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+    )

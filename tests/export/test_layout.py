@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skillserve_export.layout import packed_layout, rows_home
+from skillserve_export.layout import Limits, packed_layout, rows_home
 
-VOCAB_SIZE, MAX_TOKENS = 100, 8
+VOCAB_SIZE, MAX_TOKENS, MAX_REQUEST_TOKENS = 100, 8, 24
 
 # A request is (ids, lengths); sound ones have lengths that sum to the ids.
 _sound = st.lists(st.integers(1, MAX_TOKENS), min_size=1, max_size=4).flatmap(
@@ -27,7 +27,7 @@ def _is_sound(ids: list[int], lens: list[int]) -> bool:
     return (
         bool(ids)
         and bool(lens)
-        and sum(lens) == len(ids)
+        and sum(lens) == len(ids) <= MAX_REQUEST_TOKENS
         and all(1 <= n <= MAX_TOKENS for n in lens)
         and all(0 <= i < VOCAB_SIZE for i in ids)
     )
@@ -44,7 +44,7 @@ def _join(requests: list[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
 @given(st.lists(_sound | _any, min_size=1, max_size=6))
 def test_the_guard_keeps_exactly_the_sound_requests(requests: list[tuple[list[int], list[int]]]) -> None:
     """A request is kept if it is sound by itself and nothing empty stands before it."""
-    layout = packed_layout(*_join(requests), vocab_size=VOCAB_SIZE, max_tokens=MAX_TOKENS)
+    layout = packed_layout(*_join(requests), Limits(VOCAB_SIZE, MAX_TOKENS, MAX_REQUEST_TOKENS))
     ids, lens, sound = [], [], []
     empty_before = False
     for request_ids, request_lens in requests:

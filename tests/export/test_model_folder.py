@@ -150,16 +150,35 @@ def test_verify_refuses_a_graph_of_other_weights(exported: ExportSettings, tiny_
         verify_model(tiny_cls_embedder, exported)
 
 
-def test_verify_refuses_a_graph_that_changed(tiny_embedder: Path, tmp_path: Path) -> None:
-    """A flipped byte in the graph is found before the graph is loaded."""
+@pytest.mark.parametrize("name", ["1/model.onnx", "tokenizer.json", "config.pbtxt", "probe.json", "card.json"])
+def test_verify_refuses_a_folder_that_changed(tiny_embedder: Path, tmp_path: Path, name: str) -> None:
+    """A flipped byte in anything that servers or clients read is found before anything is loaded."""
     settings = ExportSettings(repository=tmp_path)
     export_model(tiny_embedder, settings)
-    graph = tmp_path / "skill_embedder" / "1" / "model.onnx"
-    content = bytearray(graph.read_bytes())
+    victim = tmp_path / "skill_embedder" / name
+    content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
-    graph.write_bytes(bytes(content))
-    with pytest.raises(RepositoryError, match="SHA-256"):
+    victim.write_bytes(bytes(content))
+    with pytest.raises(RepositoryError, match=name):
         verify_model(tiny_embedder, settings)
+
+
+def test_verify_knows_the_padded_layout(tiny_reranker: Path, tmp_path: Path) -> None:
+    """The layout is read from the record, not assumed."""
+    settings = ExportSettings(repository=tmp_path)
+    export_model(tiny_reranker, settings, layout="padded")
+    assert all(check.passed for check in verify_model(tiny_reranker, settings).checks)
+
+
+@pytest.mark.parametrize("change", [{"vocab_size": 115}, {"max_tokens": 65}, {"dim": 384}])
+def test_a_card_that_promises_too_much_is_refused(tiny_embedder: Path, tmp_path: Path, change: dict[str, int]) -> None:
+    """Ids and positions that the model does not have would get past the guard and fail a whole batch."""
+    for path in tiny_embedder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    write_card(tmp_path, read_card(tiny_embedder).model_copy(update=change))
+    with pytest.raises(CardError, match=next(iter(change))):
+        export_model(tmp_path, ExportSettings(repository=tmp_path / "repository"))
+    assert not (tmp_path / "repository").exists()
 
 
 def test_a_failed_gate_writes_nothing(tiny_embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,10 +13,11 @@ import pytest
 
 from skillserve.card import ModelCard, read_card
 from skillserve_export.families import family_of
-from skillserve_export.graph import export_packed, export_stock
-from skillserve_export.parity import PackedGraph, StockGraph, check_parity, malformed_requests
+from skillserve_export.graph import export_packed, export_padded, export_stock
+from skillserve_export.parity import PackedGraph, PaddedGraph, StockGraph, check_parity, malformed_requests
 from skillserve_export.sample import load_sample
 
+MAX_REQUEST_TOKENS = 20_000
 ISOLATION_ROUNDS = 200
 ISOLATION_TOLERANCE = 1e-6
 
@@ -31,7 +34,7 @@ def _export(weights: Path, core: str, folder: Path) -> Exported:
     card = read_card(weights)
     family = family_of(card)
     model = family.load(weights, card)
-    export_packed(family.packed(model, card, weights), card, core, folder / "model.onnx")
+    export_packed(family.packed(model, card, weights, MAX_REQUEST_TOKENS), card, core, folder / "model.onnx")
     export_stock(model, card, folder / "stock.onnx")
     return card, PackedGraph(folder / "model.onnx"), folder
 
@@ -60,6 +63,74 @@ def test_a_packed_graph_equals_the_stock_export(
         "rankings",
     ]
     assert all(check.passed for check in checks), checks
+
+
+@pytest.mark.parametrize("weights", ["tiny_embedder", "tiny_cls_embedder", "tiny_reranker"])
+def test_a_padded_graph_equals_the_stock_export(
+    weights: str, tmp_path: Path, sample_data: Path, request: pytest.FixtureRequest
+) -> None:
+    """The padded layout passes the same gate, pair types of the reranker included."""
+    folder = request.getfixturevalue(weights)
+    card = read_card(folder)
+    family = family_of(card)
+    model = family.load(folder, card)
+    export_padded(family.padded(model, card, folder), card, tmp_path / "model.onnx")
+    export_stock(model, card, tmp_path / "stock.onnx")
+    sample = load_sample(card, folder, sample_data)
+    stock = StockGraph(tmp_path / "stock.onnx", card)
+    checks = check_parity(PaddedGraph(tmp_path / "model.onnx"), stock, card, sample)
+    assert len(checks) == 5
+    assert all(check.passed for check in checks), checks
+
+
+class _Faulty(PackedGraph):
+    """A graph with one fault."""
+
+    def __init__(self, path: Path, fault: str) -> None:
+        super().__init__(path)
+        self.fault = fault
+
+    def run_raw(self, *inputs: Any) -> Any:
+        rows = super().run_raw(*inputs).copy()
+        match self.fault:
+            case "a row alone is NaN" if len(rows) == 1:
+                rows[:] = np.nan
+            case "rows depend on the batch size":
+                rows += 1e-5 * (len(rows) == 7)
+            case "neighbours shift" if np.isnan(rows).any():
+                rows = np.roll(rows, 1, axis=0)
+            case "malformed requests are answered":
+                rows = np.nan_to_num(rows, nan=0.5)
+            case "a row is not finite" if len(rows) > 8:
+                rows[3] = np.inf
+            case "two rows are swapped" if len(rows) > 30:
+                rows[[25, 40]] = rows[[40, 25]]
+            case "rows are too narrow":
+                rows = rows[:, :-1]
+        return rows
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        ("a row alone is NaN", "batch invariance"),
+        ("rows depend on the batch size", "batch invariance"),
+        ("neighbours shift", "isolation"),
+        ("malformed requests are answered", "isolation"),
+        ("a row is not finite", "shape and finite"),
+        ("two rows are swapped", "rankings"),
+        ("rows are too narrow", "shape and finite"),
+    ],
+)
+def test_every_check_of_the_gate_can_fail(
+    embedder: Exported, tiny_embedder: Path, sample_data: Path, fault: str, check: str
+) -> None:
+    """One fault each, in an otherwise right graph, is found by the check that is there for it."""
+    card, _, folder = embedder
+    stock = StockGraph(folder / "stock.onnx", card)
+    sample = load_sample(card, tiny_embedder, sample_data)
+    checks = check_parity(_Faulty(folder / "model.onnx", fault), stock, card, sample)
+    assert check in {each.name for each in checks if not each.passed}
 
 
 def test_the_gate_fails_a_graph_of_other_weights(embedder: Exported, tiny_embedder: Path, tmp_path: Path) -> None:
@@ -155,6 +226,30 @@ def test_a_batch_of_nothing_sound_answers_nan(embedder: Exported) -> None:
     _, packed, _ = embedder
     assert np.isnan(packed.run_raw([5, 6], [3], [2], [1])).all()
     assert packed.run_raw([], [], [0], [0]).shape == (0, 32)
+
+
+def test_a_request_beyond_the_token_limit_is_refused(embedder: Exported) -> None:
+    """The bound on memory is part of the graph, so it holds on every backend."""
+    _, packed, _ = embedder
+    lens = [40] * (MAX_REQUEST_TOKENS // 40 + 1)
+    rows = packed.run_raw([7] * (sum(lens) + 3), [*lens, 3], [sum(lens), sum(lens) + 3], [len(lens), len(lens) + 1])
+    assert np.isnan(rows[:-1]).all()
+    np.testing.assert_allclose(rows[-1], packed.run([np.array([7, 7, 7], np.int32)])[0], atol=ISOLATION_TOLERANCE)
+
+
+def test_many_short_sequences_cost_what_their_tokens_cost(embedder: Exported) -> None:
+    """Four times the sequences may not cost ten times the time: a list that is copied per sequence would."""
+    _, packed, _ = embedder
+
+    def fastest(count: int) -> float:
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            packed.run_raw([7] * count, [1] * count, [count], [count])
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert fastest(8_000) / fastest(2_000) < 10
 
 
 def test_both_cores_agree(tiny_embedder: Path, tmp_path: Path) -> None:

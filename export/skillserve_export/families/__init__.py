@@ -24,11 +24,13 @@ class Family:
 
     load: Callable[[Path, ModelCard], nn.Module]
     """Weights folder and card → the transformers model, in evaluation mode."""
-    packed: Callable[[nn.Module, ModelCard, Path], nn.Module]
-    """That model → a module of the wire contract, sharing its weights."""
+    packed: Callable[[nn.Module, ModelCard, Path, int], nn.Module]
+    """That model, card, weights folder and `max_request_tokens` → a module of the wire contract."""
+    padded: Callable[[nn.Module, ModelCard, Path], nn.Module]
+    """That model, card and weights folder → a module of the padded layout."""
 
 
-FAMILIES: dict[str, Family] = {"bert": Family(load=bert.load, packed=bert.packed)}
+FAMILIES: dict[str, Family] = {"bert": Family(load=bert.load, packed=bert.packed, padded=bert.padded)}
 
 
 def family_of(card: ModelCard) -> Family:

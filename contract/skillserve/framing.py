@@ -161,8 +161,9 @@ class EmbedderTokens:
         self.card = card
         self._texts = _Texts(card, tokenizer)
         self._num_prompt = self._texts.count(card.query_prompt)
-        self._most_skill = card.max_tokens - self._texts.num_frame
-        self._most_query = min(card.max_query_tokens, self._most_skill)
+        self.room = card.max_tokens - self._texts.num_frame
+        """Tokens left for text inside the frame."""
+        self._most_query = min(card.max_query_tokens, self.room)
         if self._num_prompt >= self._most_query:
             raise CardError(
                 f"card of {card.name}",
@@ -191,7 +192,7 @@ class EmbedderTokens:
     def skills(self, skills: Sequence[Skill]) -> list[Ids]:
         """Framed ids of skills, each cut so that the frame fits into the card's max_tokens."""
         texts = [document_text(self.card.document_prompt, skill) for skill in skills]
-        return [self._framed(cut).ids for cut in self._texts.cut(texts, self._most_skill)]
+        return [self._framed(cut).ids for cut in self._texts.cut(texts, self.room)]
 
     def _framed(self, cut: CutText) -> CutText:
         return CutText(
@@ -208,8 +209,9 @@ class RerankerTokens:
     def __init__(self, card: ModelCard, tokenizer: TokenizerLike) -> None:
         self.card = card
         self._texts = _Texts(card, tokenizer)
-        self._room = card.max_tokens - self._texts.num_frame
-        self._most_query = min(card.max_query_tokens, self._room)
+        self.room = card.max_tokens - self._texts.num_frame
+        """Tokens left for both texts inside the frame."""
+        self._most_query = min(card.max_query_tokens, self.room)
 
     def query(self, text: str) -> CutText:
         """Bare ids of one request, cut to the card's max_query_tokens."""
@@ -221,11 +223,11 @@ class RerankerTokens:
 
     def skills(self, skills: Sequence[Skill]) -> list[Ids]:
         """Bare ids of skills, as the bundle stores them: as many as fit beside an empty request."""
-        return [cut.ids for cut in self._texts.cut([skill_text(skill) for skill in skills], self._room)]
+        return [cut.ids for cut in self._texts.cut([skill_text(skill) for skill in skills], self.room)]
 
     def pair(self, query: Ids, skill: Ids) -> Ids:
         """One framed pair of at most max_tokens; only the skill is cut."""
-        return self._texts.framed(query=query, skill=skill[: max(self._room - len(query), 0)])
+        return self._texts.framed(query=query, skill=skill[: max(self.room - len(query), 0)])
 
 
 def _head(text: str, num_chars: int) -> str:
@@ -240,88 +242,3 @@ def _head(text: str, num_chars: int) -> str:
 def _ids(ids: Sequence[int]) -> Ids:
     return np.array(ids, dtype=np.int32)
 
-
-# --- moves out with the training room ---
-_MOST_CHARACTERS_PER_TOKEN = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Framed:
-    """Token ids of one text, and how much of it was left out."""
-
-    ids: Ids
-    """`[L]`"""
-    num_cut: int
-    """Tokens that did not fit; a lower bound for texts that were cut before tokenising."""
-
-
-class Framer:
-    """Texts of one model → token ids.
-
-    An embedder frames whole sequences (`query`, `skills`). A reranker tokenises a request once
-    (`query_side`) and each skill once (`skill_sides`), then joins them (`pair`).
-    """
-
-    def __init__(self, card: ModelCard, tokenizer: TokenizerLike) -> None:
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        self.card = card
-        self._tokenizer = tokenizer
-        self._frame = Frame.parse(card.frame)
-        literals = self._frame.literals
-        tokenizer.encode_special_tokens = False
-        parsed = tokenizer.encode_batch_fast(list(literals), add_special_tokens=False)
-        tokenizer.encode_special_tokens = True
-        self._literal_ids = dict(zip(literals, (_ids(encoding.ids) for encoding in parsed), strict=True))
-        framing = sum(len(self._literal_ids[piece.value]) for piece in self._frame.pieces if piece.kind == "literal")
-        self.room = card.max_tokens - framing
-        """Tokens left for texts inside the frame."""
-
-    def query(self, text: str) -> Framed:
-        """An embedder's request: prompt and text, cut to `max_query_tokens`, framed."""
-        [(ids, num_cut)] = self._encode([query_text(self.card.query_prompt, text)], self.max_query_tokens)
-        return Framed(self._fill(text=ids), num_cut)
-
-    def skills(self, skills: Sequence[Skill]) -> list[Framed]:
-        """An embedder's skills: prompt and skill text, cut to the room inside the frame, framed."""
-        texts = [document_text(self.card.document_prompt, skill) for skill in skills]
-        return [Framed(self._fill(text=ids), num_cut) for ids, num_cut in self._encode(texts, self.room)]
-
-    def query_side(self, text: str) -> Framed:
-        """A reranker's request without frame, cut to `max_query_tokens`."""
-        [(ids, num_cut)] = self._encode([query_text("", text)], self.max_query_tokens)
-        return Framed(ids, num_cut)
-
-    def skill_sides(self, skills: Sequence[Skill]) -> list[Framed]:
-        """A reranker's skills without frame, cut to what would fit beside an empty request."""
-        return [Framed(*side) for side in self._encode([skill_text(skill) for skill in skills], self.room)]
-
-    def pair(self, query: Ids, skill: Ids) -> Ids:
-        """Frame a request with a skill; what does not fit is cut from the skill."""
-        return self._fill(query=query, skill=skill[: max(self.room - len(query), 0)])
-
-    @property
-    def max_query_tokens(self) -> int:
-        """The card's limit, or the room inside the frame if that is smaller."""
-        return min(self.card.max_query_tokens, self.room)
-
-    def _encode(self, texts: Sequence[str], limit: int) -> list[tuple[Ids, int]]:
-        most = limit * _MOST_CHARACTERS_PER_TOKEN
-        # Lone surrogates (from broken JSON escapes) have no UTF-8 form; "?" stands in for each.
-        clean = [text[:most].encode("utf-8", "replace").decode("utf-8") for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
-        sides = []
-        for text, encoding in zip(texts, encodings, strict=True):
-            ids = _ids(encoding.ids)
-            # Characters never tokenised count as one token per four, English's usual rate.
-            num_cut = max(len(ids) - limit, 0) + max(len(text) - most, 0) // 4
-            sides.append((ids[:limit], num_cut))
-        return sides
-
-    def _fill(self, **slots: Ids) -> Ids:
-        return np.concatenate(
-            [
-                self._literal_ids[piece.value] if piece.kind == "literal" else slots[piece.value]
-                for piece in self._frame.pieces
-            ]
-        )

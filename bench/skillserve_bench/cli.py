@@ -1,0 +1,124 @@
+"""The commands `skillserve bench quality|batching|overhead`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skillserve.config import Settings
+from skillserve.flags import Json, with_settings
+from skillserve_bench.environment import Environment, observe, portable_command
+from skillserve_bench.peers.sentence_transformers import PACKAGES
+from skillserve_bench.report import Findings, Report, deliver
+from skillserve_bench.scenarios.batching import measure_batching
+from skillserve_bench.scenarios.overhead import measure_overhead
+from skillserve_bench.scenarios.quality import find_catalogue, measure_quality
+from skillserve_bench.server import Server, given_server, started_server
+
+__all__ = ["app"]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder in SkillRet's layout; the requests of its test split are sent. Without it: random token ids."
+    ),
+]
+Repository = Annotated[
+    Path, typer.Option(help="Model repository with the packed embedder; served for the occasion unless there is a url.")
+]
+Out = Annotated[Path | None, typer.Option(help="Write the report to this Markdown file.")]
+Note = Annotated[list[str] | None, typer.Option(help="Add a line to the report; may be given more than once.")]
+
+
+@app.callback()
+def _bench() -> None:
+    """Measure quality and speed against independent baselines."""
+
+
+@app.command()
+@with_settings("client.url")
+def quality(
+    data: Annotated[Path, typer.Option(help="Folder in SkillRet's layout; its test split is indexed and searched.")],
+    weights: Annotated[Path, typer.Option(help="Weights folder that the repository was exported from.")],
+    repository: Repository,
+    out: Out = None,
+    note: Note = None,
+    *,
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Compare the rankings of the served embedder with sentence-transformers'."""
+    environment = observe(PACKAGES)
+    catalogue = find_catalogue(data)
+    with _server(repository, settings) as server:
+        findings = measure_quality(server, catalogue, weights=weights, repository=repository, client=settings.client)
+    _conclude(findings, environment, out, note, as_json=as_json)
+
+
+@app.command()
+@with_settings("bench.rounds", "bench.num_clients", "bench.num_requests", "bench.seed")
+def batching(
+    packed: Annotated[Path, typer.Option(help="Model repository with the embedder in the packed layout.")],
+    padded: Annotated[Path, typer.Option(help="Model repository with the same weights in the padded layout.")],
+    data: Data = None,
+    out: Out = None,
+    note: Note = None,
+    *,
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Compare throughput without padding and with it, for requests of mixed lengths."""
+    environment = observe()
+    with started_server(packed) as packed_server, started_server(padded) as padded_server:
+        findings = measure_batching(packed_server, padded_server, repository=packed, data=data, settings=settings.bench)
+    _conclude(findings, environment, out, note, as_json=as_json)
+
+
+@app.command()
+@with_settings("bench", "client.url")
+def overhead(
+    repository: Repository,
+    data: Data = None,
+    out: Out = None,
+    note: Note = None,
+    *,
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Compare the server with the same graph in process: latency of lone requests, throughput under load."""
+    environment = observe()
+    with _server(repository, settings) as server:
+        findings = measure_overhead(server, repository=repository, data=data, settings=settings.bench)
+    _conclude(findings, environment, out, note, as_json=as_json)
+
+
+@contextmanager
+def _server(repository: Path, settings: Settings) -> Iterator[Server]:
+    """The server whose address was given, in whichever way, else one that is started for the occasion."""
+    if "url" in settings.client.model_fields_set:
+        yield given_server(settings.client)
+    else:
+        with started_server(repository) as server:
+            yield server
+
+
+def _conclude(
+    findings: Findings, environment: Environment, file: Path | None, notes: Sequence[str] | None, *, as_json: bool
+) -> None:
+    """Deliver the report; exit 1 if the answers were wrong. The environment is that of the beginning."""
+    report = Report(
+        findings=findings,
+        environment=environment,
+        command=portable_command(sys.argv[1:]),
+        notes=tuple(notes or ()),
+    )
+    deliver(report, file=file, as_json=as_json)
+    if not findings.passed:
+        raise typer.Exit(1)

@@ -1,0 +1,107 @@
+"""The graph of a model repository in this process: what serving is compared with, for answers and for speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from skillserve.errors import RepositoryError
+from skillserve.tensors import INPUT_IDS, MODEL_NAMES, OUTPUT_NAMES, SEQ_END, SEQ_LENS, TOK_END, Ids, pack
+from skillserve_client.wire import Floats, ServedModel
+
+__all__ = ["LocalEmbedder"]
+
+_LEVELS = {
+    -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    0: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    2: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+"""Triton's `optimization.graph.level` → ONNX Runtime's."""
+
+
+class LocalEmbedder:
+    """The packed embedder of a repository, run with the options that its configuration asks the server for."""
+
+    def __init__(self, repository: Path) -> None:
+        self.folder = repository / MODEL_NAMES["embedder"]
+        config = _read_config(self.folder)
+        version = str(max(config.version_policy.specific.versions, default=1))
+        self.model = ServedModel.from_config(
+            "embedder",
+            version=version,
+            parameters={key: value.string_value for key, value in config.parameters.items()},
+            output_dims=config.output[0].dims,
+            max_batch_size=config.max_batch_size,
+        )
+        if self.model.layout != "packed":
+            raise RepositoryError(
+                f"model folder `{self.folder}`",
+                got=f"layout {self.model.layout}",
+                wanted="layout packed",
+                fix="Export it: skillserve export WEIGHTS --layout packed",
+            )
+        graph = self.folder / version / config.default_model_filename
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(graph), sess_options=_options(config), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise RepositoryError(
+                f"graph `{graph}`",
+                got=f"{type(error).__name__}: {error}",
+                wanted="a graph that ONNX Runtime loads",
+                fix="Export it again: skillserve export WEIGHTS",
+            ) from error
+
+    def embed(self, sequences: Sequence[Ids]) -> Floats:
+        """Embeddings `[n, D]` of sequences that are run together, as one request of the server's."""
+        packed = pack(sequences)
+        feeds = {
+            INPUT_IDS: packed.input_ids[0],
+            SEQ_LENS: packed.seq_lens[0],
+            TOK_END: np.array([packed.input_ids.size], np.int32),
+            SEQ_END: np.array([len(sequences)], np.int32),
+        }
+        rows: Floats = self._session.run([OUTPUT_NAMES["embedder"]], feeds)[0]
+        return rows
+
+    def embed_each(self, sequences: Sequence[Ids]) -> Floats:
+        """Embeddings `[n, D]` of sequences that are run one by one, so that none could touch another."""
+        return np.concatenate([self.embed([sequence]) for sequence in sequences])
+
+
+def _read_config(folder: Path) -> Any:  # noqa: ANN401 - protobuf messages carry no usable types
+    path = folder / "config.pbtxt"
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise RepositoryError(
+            f"model folder `{folder}`",
+            got=f"no readable config.pbtxt ({error})",
+            wanted="an embedder written by `skillserve export`",
+            fix="Export it: skillserve export WEIGHTS",
+        ) from error
+
+
+def _options(config: Any) -> onnxruntime.SessionOptions:  # noqa: ANN401 - see _read_config
+    """What the configuration asks of either ONNX Runtime backend, with their defaults."""
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = _LEVELS[config.optimization.graph.level]
+    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0"))
+    options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", "0"))
+    if parameters.get("execution_mode") == "1":
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    options.enable_cpu_mem_arena = parameters.get("enable_mem_arena", "1").lower() in {"1", "true"}
+    options.enable_mem_pattern = parameters.get("enable_mem_pattern", "1").lower() in {"1", "true"}
+    options.log_severity_level = 3
+    # As the server's backend has it; threads that spin after a run would also take the cores of a server that is measured.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options

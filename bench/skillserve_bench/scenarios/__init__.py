@@ -1,0 +1,1 @@
+"""One question per module; each returns `skillserve_bench.report.Findings`."""

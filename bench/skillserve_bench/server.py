@@ -1,0 +1,135 @@
+"""A server to be measured: one that runs already, or one started here through `skillserve serve` and stopped again."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritonclient.grpc import InferenceServerClient
+
+from skillserve import errors
+from skillserve.config import ClientSettings
+from skillserve.console import talk
+from skillserve_client import Triton
+
+__all__ = ["Server", "given_server", "started_server"]
+
+_START_S = 150
+"""Longer than `serve` itself waits, so that its own error arrives."""
+_STOP_S = 20
+"""`serve` gives Triton 10 s to finish."""
+_SERVE = (sys.executable, "-m", "skillserve", "serve")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Where a server answers, and what it is."""
+
+    url: str
+    """gRPC address."""
+    version: str
+    """As `Triton 2.51.0 (embedded)`."""
+    pid: int | None
+    """Its process; None for a server that was not started here."""
+
+
+def given_server(settings: ClientSettings) -> Server:
+    """A server that runs already; raises ServerUnreachable (exit 5) if none answers there."""
+    with Triton(settings) as triton:
+        triton.served("embedder")
+    client = InferenceServerClient(settings.url)
+    try:
+        version = client.get_server_metadata(client_timeout=settings.timeout_s).version
+    finally:
+        client.close()
+    return Server(url=settings.url, version=f"Triton {version} (given)", pid=None)
+
+
+@contextmanager
+def started_server(repository: Path) -> Iterator[Server]:
+    """Serve a repository on free loopback ports while the block runs. Raises what `skillserve serve` reports."""
+    with ExitStack() as stack:
+        http, grpc, metrics = _free_ports(3)
+        ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
+        told = stack.enter_context(tempfile.TemporaryFile())
+        process = stack.enter_context(
+            # A session of its own: Ctrl-C reaches this process alone, which then stops the server in order.
+            subprocess.Popen(  # noqa: S603, RUF100
+                [*_SERVE, "--repository", str(repository), *ports, "--json"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=told,
+                start_new_session=True,
+            )
+        )
+        stack.callback(_stop, process)
+        talk(f"starting a server for {repository}")
+        ready = _first_event(process)
+        if ready.get("event") != "ready":
+            told.seek(0)
+            raise _failure(repository, ready, told.read().decode(errors="replace"))
+        kind, version = ready["server"]["kind"], ready["server"]["version"]
+        yield Server(url=ready["grpc"], version=f"Triton {version} ({kind})", pid=ready["pid"])
+
+
+def _free_ports(num: int) -> list[int]:
+    """Ports that were free a moment ago, all different because they are held together."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(num)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _first_event(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """The first line of JSON on its stdout; empty if it ends or stays silent until the deadline."""
+    if process.stdout is None:
+        raise ValueError("the process was started without a pipe")
+    deadline = time.monotonic() + _START_S
+    line = b""
+    while not line.endswith(b"\n"):
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+            return {}
+        if not (part := os.read(process.stdout.fileno(), 65_536)):
+            return {}
+        line += part
+    event: dict[str, Any] = json.loads(line.split(b"\n", 1)[0])
+    return event
+
+
+def _failure(repository: Path, event: dict[str, Any], told: str) -> errors.SkillserveError:
+    """The error that `serve` printed, as itself; else one with the last thing it said."""
+    kind = getattr(errors, str(event.get("error")), None)
+    if isinstance(kind, type) and issubclass(kind, errors.SkillserveError):
+        return kind(event["subject"], got=event["got"], wanted=event["wanted"], fix=event["fix"])
+    last = told.strip().splitlines()[-1:] or ["nothing"]
+    return errors.ServerStartError(
+        f"server for `{repository}`",
+        got=f"no ready line; it last said: {last[0]}",
+        wanted="a server that is ready",
+        fix=f"Start it by hand to see why: skillserve serve --repository {repository}",
+    )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        # Triton is bound to the life of `serve` and falls with it.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

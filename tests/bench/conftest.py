@@ -1,0 +1,25 @@
+"""The tiny embedder as a stock model comes: its tokenizer.json itself adds the special tokens of a sequence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, processors
+
+from skillserve.card import read_card, write_card
+
+
+@pytest.fixture(scope="session")
+def stock_embedder(tiny_embedder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights folder of the tiny embedder whose tokenizer frames what it encodes, as other libraries expect."""
+    folder = tmp_path_factory.mktemp("stock") / "embedder"
+    shutil.copytree(tiny_embedder, folder)
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    special = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
+    tokenizer.save(str(path))
+    write_card(folder, read_card(folder).model_copy(update={"digest": ""}))
+    return folder

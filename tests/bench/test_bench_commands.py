@@ -1,0 +1,106 @@
+"""The commands: argument errors with their exit codes, and one small real run of each against a real server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skillserve.cli import main
+from skillserve.config import ExportSettings
+from skillserve_export import export_model
+
+
+@pytest.fixture(scope="module")
+def packed(stock_embedder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with the tiny embedder, packed."""
+    folder = tmp_path_factory.mktemp("packed")
+    export_model(stock_embedder, ExportSettings(repository=folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def padded(stock_embedder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights in the conventional layout."""
+    folder = tmp_path_factory.mktemp("padded")
+    export_model(stock_embedder, ExportSettings(repository=folder), layout="padded")
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any]:
+    """Run a command with --json; returns its exit code and the object on stdout."""
+    code = main(["bench", *map(str, arguments), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_a_server_that_is_not_there_is_exit_5(capsys: pytest.CaptureFixture[str], packed: Path) -> None:
+    code, error = run(capsys, "overhead", "--repository", packed, "--url", "127.0.0.1:1")
+    assert code == 5
+    assert error["error"] == "ServerUnreachable"
+
+
+def test_a_folder_without_a_test_split_is_exit_2_before_a_server_is_started(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    nowhere = tmp_path / "no-repository"
+    code, error = run(capsys, "quality", "--data", tmp_path, "--weights", nowhere, "--repository", nowhere)
+    assert code == 2
+    assert error["error"] == "CatalogueError"
+    assert "skills/test" in error["wanted"]
+
+
+def test_what_keeps_a_server_from_starting_is_told_as_serve_tells_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, error = run(capsys, "overhead", "--repository", tmp_path)
+    assert code == 4
+    assert error["error"] == "RepositoryError"
+
+
+def test_a_setting_out_of_range_is_exit_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, error = run(capsys, "batching", "--packed", tmp_path, "--padded", tmp_path, "--rounds", 0)
+    assert code == 2
+    assert error["subject"] == "setting --rounds"
+
+
+@pytest.mark.e2e
+def test_batching_is_measured_and_every_answer_checked(
+    capsys: pytest.CaptureFixture[str], packed: Path, padded: Path, sample_data: Path, tmp_path: Path
+) -> None:
+    """Ratios are not asserted: a model of two thousand parameters says nothing about padding."""
+    report = tmp_path / "batching.md"
+    small = ["--rounds", 2, "--num-clients", 8, "--num-requests", 48]
+    code, found = run(
+        capsys, "batching", "--packed", packed, "--padded", padded, "--data", sample_data, *small, "--out", report
+    )
+    assert code == 0, found
+    assert set(found["figures"]) == {"packed", "padded", "padded to 48"}  # the tiny model reads no more
+    for layout in found["figures"].values():
+        assert layout["largest_difference"] <= 1e-5
+        assert layout["requests_per_s"]["num"] == 2
+        assert layout["mean_batch"]["least"] >= 1.0
+    assert "| packed |" in report.read_text()
+    assert str(tmp_path) not in report.read_text()
+
+
+@pytest.mark.e2e
+def test_overhead_compares_batches_of_the_same_size(capsys: pytest.CaptureFixture[str], packed: Path) -> None:
+    small = ["--rounds", 2, "--num-clients", 8, "--num-requests", 48, "--num-pairs", 5]
+    code, found = run(capsys, "overhead", "--repository", packed, *small)
+    assert code == 0, found
+    assert set(found["figures"]["lone"]) == {"8", "16", "32", "48"}
+    sizes = [side["mean_batch"]["median"] for side in found["figures"]["load"].values()]
+    assert sizes[0] == pytest.approx(sizes[1])
+    assert found["figures"]["largest_difference"] <= 1e-5
+
+
+@pytest.mark.e2e
+def test_what_is_served_ranks_as_sentence_transformers_does(
+    capsys: pytest.CaptureFixture[str], packed: Path, stock_embedder: Path, sample_data: Path
+) -> None:
+    code, found = run(capsys, "quality", "--data", sample_data, "--weights", stock_embedder, "--repository", packed)
+    assert code == 0, found
+    assert found["figures"]["top_10_overlap"] > 0.99
+    assert found["figures"]["num_requests"] > 0

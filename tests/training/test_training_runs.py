@@ -1,0 +1,162 @@
+"""Whole runs on models of two layers: they learn, repeat, and leave everything or nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from skillserve.card import ModelCard, read_card
+from skillserve.cli import main
+from skillserve.config import TrainSettings
+from skillserve.errors import ConfigError
+from skillserve.publish import sha256_of
+from skillserve_training import read_training_data, resolve_base, train_embedder, train_reranker
+from skillserve_training.loop import learning_rate_share
+from skillserve_training.weights import open_embedder, open_reranker
+
+Train = Callable[..., ModelCard]
+
+
+@pytest.fixture
+def train(tiny_embedder: Path, tiny_data: Path, tiny_settings: TrainSettings, tmp_path: Path) -> Train:
+    """Train an embedder into a folder of this name; settings may be changed."""
+
+    def run(name: str, **changed: object) -> ModelCard:
+        settings = tiny_settings.model_copy(update=changed)
+        return train_embedder(
+            read_training_data(tiny_data), resolve_base(str(tiny_embedder)), settings, tmp_path / name
+        )
+
+    return run
+
+
+def test_an_embedder_learns_and_its_card_says_how(train: Train, tmp_path: Path) -> None:
+    card = train("out")
+    assert read_card(tmp_path / "out", verify_weights=True) == card
+    summary = card.training
+    assert summary["final_loss"] < 0.5 * summary["first_loss"]
+    assert set(summary["holdout_ndcg_at_10"]) == {"before", "after"}
+    assert summary["num_queries"] + summary["num_holdout_queries"] <= 32
+    assert summary["recipe"]["seed"] == 5
+    assert card.data_digest == read_training_data(tmp_path / "data").digest
+    open_embedder(tmp_path / "out")
+
+
+def test_a_seed_makes_the_same_weights_again(train: Train, tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
+        train(name, seed=seed, epochs=1.0)
+    one, same, other = (sha256_of(tmp_path / name / "model.safetensors") for name in ("one", "same", "other"))
+    assert one == same != other
+
+
+def test_frozen_layers_and_embeddings_keep_their_weights(train: Train, tmp_path: Path, tiny_embedder: Path) -> None:
+    train("out", frozen_layers=1)
+    before, after = (open_embedder(folder).state_dict() for folder in (tiny_embedder, tmp_path / "out"))
+    changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert changed
+    assert all(name.startswith("encoder.layer.1.") for name in changed)
+
+
+def test_an_encoder_that_could_not_learn_is_refused(train: Train) -> None:
+    with pytest.raises(ConfigError, match="--frozen-layers 1"):
+        train("out", frozen_layers=2)
+
+
+def test_a_diverging_run_names_the_step_and_the_knob(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training step \d+ of .*--learning-rate"):
+        train("out", learning_rate=1e30)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.fixture
+def interrupted_soon() -> Iterator[None]:
+    """Ctrl-C in the middle of a run."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 1.5)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("interrupted_soon")
+def test_an_interrupted_run_leaves_the_old_folder_and_nothing_else(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with pytest.raises(KeyboardInterrupt):
+        train("out", epochs=1e6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+
+
+def test_a_new_run_replaces_the_folder(train: Train, tmp_path: Path) -> None:
+    first, second = train("out", epochs=1.0, seed=1), train("out", epochs=1.0, seed=2)
+    assert read_card(tmp_path / "out", verify_weights=True) == second != first
+
+
+def test_a_reranker_learns_from_the_embedders_candidates(
+    train: Train, tiny_embedder: Path, tiny_data: Path, tiny_settings: TrainSettings, tmp_path: Path
+) -> None:
+    embedder = train("embedder")
+    card = train_reranker(
+        read_training_data(tiny_data),
+        resolve_base(str(tiny_embedder)),
+        resolve_base(str(tmp_path / "embedder")),
+        tiny_settings.model_copy(update={"epochs": 30.0, "learning_rate": 3e-4}),
+        tmp_path / "reranker",
+    )
+    assert read_card(tmp_path / "reranker", verify_weights=True) == card
+    assert card.role == "reranker"
+    assert card.training["embedder"] == embedder.digest
+    assert card.training["final_loss"] < card.training["first_loss"]
+    assert set(card.training["holdout_ndcg_at_10"]) == {"embedder_only", "reranked"}
+    assert open_reranker(tmp_path / "reranker").config.num_labels == 1
+
+
+def test_a_reranker_is_not_measured_on_skills_that_its_embedder_has_seen(
+    train: Train, tiny_embedder: Path, tiny_data: Path, tiny_settings: TrainSettings, tmp_path: Path
+) -> None:
+    train("embedder", holdout_share=0.1, epochs=1.0)
+    data, base = read_training_data(tiny_data), resolve_base(str(tiny_embedder))
+    embedder = resolve_base(str(tmp_path / "embedder"))
+    with pytest.raises(ConfigError, match=r"--holdout-share 0\.1"):
+        train_reranker(data, base, embedder, tiny_settings, tmp_path / "out")
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
+    shares = [learning_rate_share(step, steps=100, warmup_ratio=0.1) for step in range(101)]
+    assert shares[:3] == [0.1, 0.2, 0.3]
+    assert max(shares) == shares[10] == 1.0
+    assert shares[10:] == sorted(shares[10:], reverse=True)
+    assert shares[100] == pytest.approx(0.0)
+
+
+def test_the_command_prints_the_card(
+    tiny_embedder: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--data", str(tiny_data), "--base", str(tiny_embedder), "--max-tokens", "48", "--epochs", "1", "--json"]
+    assert main(["train", "embedder", *common, "--out", str(tmp_path / "e")]) == 0
+    assert json.loads(capsys.readouterr().out)["card"]["digest"] == read_card(tmp_path / "e").digest
+    assert main(["train", "reranker", *common, "--embedder", str(tmp_path / "e"), "--out", str(tmp_path / "r")]) == 0
+    assert json.loads(capsys.readouterr().out)["card"]["digest"] == read_card(tmp_path / "r").digest
+
+
+def test_the_card_command_writes_a_stock_model(
+    tiny_embedder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["card", "--base", str(tiny_embedder), "--out", str(tmp_path / "s"), "--max-tokens", "32"]) == 0
+    assert read_card(tmp_path / "s", verify_weights=True).short_digest in capsys.readouterr().out
+
+
+def test_an_unusable_base_is_a_usage_error(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "embedder", "--data", str(tiny_data), "--base", "org/name", "--out", str(tmp_path / "e")]
+    assert main([*arguments, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"] == "ConfigError"

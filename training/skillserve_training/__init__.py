@@ -1,0 +1,10 @@
+"""Requests and the skills that fit them → weights with their card: fine-tuning an embedder and a reranker."""
+
+from skillserve_training.base import resolve_base
+from skillserve_training.cards import draft_card
+from skillserve_training.dataset import read_training_data
+from skillserve_training.embedder import train_embedder
+from skillserve_training.reranker import train_reranker
+from skillserve_training.weights import write_stock
+
+__all__ = ["draft_card", "read_training_data", "resolve_base", "train_embedder", "train_reranker", "write_stock"]

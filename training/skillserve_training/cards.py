@@ -1,0 +1,126 @@
+"""Drawing up the card of a model from what its base says about itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from transformers import BertConfig
+
+from skillserve.card import ModelCard
+from skillserve.errors import ConfigError
+from skillserve.tensors import Role
+from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
+from skillserve_training.base import MINILM, Base, read_json
+from skillserve_training.weights import embedder_tokens, reranker_tokens
+
+__all__ = ["draft_card"]
+
+_FAMILIES = ("bert",)
+_FRAMES: dict[Role, str] = {"embedder": BERT_SINGLE_FRAME, "reranker": BERT_PAIR_FRAME}
+_SERVED_MODULES = ("Transformer", "Pooling", "Normalize")
+"""Modules of a sentence-transformers model that serving reproduces."""
+
+
+def draft_card(base: Base, role: Role, *, max_tokens: int, max_query_tokens: int | None = None) -> ModelCard:
+    """The card of a model on this base, without digest. ConfigError if the base cannot take the role.
+
+    Limits are capped so that the frame always fits. Without `max_query_tokens` a request may fill an embedder's
+    whole frame, and half of a reranker's, since the skill has to fit beside it.
+    """
+    told = read_json(base.folder / "config.json")
+    family = str(told.get("model_type"))
+    if family not in _FAMILIES:
+        raise ConfigError(
+            f"base `{base.name}`",
+            got=f"model type {family}",
+            wanted=f"one of {', '.join(_FAMILIES)}",
+            fix=f"Name another base, such as --base {MINILM}",
+        )
+    config = BertConfig.from_dict(told)  # what the file leaves out has BERT's defaults
+    if max_tokens > config.max_position_embeddings:
+        raise ConfigError(
+            f"max_tokens of base `{base.name}`",
+            got=str(max_tokens),
+            wanted=f"at most its {config.max_position_embeddings} positions",
+            fix=f"Run it again with --max-tokens {config.max_position_embeddings}",
+        )
+    embeds = role == "embedder"
+    query_prompt, document_prompt = _prompts(base) if embeds else ("", "")
+    card = ModelCard(
+        name=base.name,
+        role=role,
+        family=family,
+        dim=config.hidden_size if embeds else None,
+        vocab_size=config.vocab_size,
+        max_tokens=max_tokens,
+        max_query_tokens=max_tokens,
+        pooling=_pooling(base) if embeds else None,
+        normalised=embeds,
+        query_prompt=query_prompt,
+        document_prompt=document_prompt,
+        frame=_FRAMES[role],
+        score_kind="cosine" if embeds else "logit",
+        base_model=base.model,
+        base_revision=base.revision,
+        licence=base.licence,
+    )
+    room = (embedder_tokens if embeds else reranker_tokens)(base.folder, card).room
+    wanted = max_query_tokens or (room if embeds else room // 2)
+    return card.model_copy(update={"max_query_tokens": min(wanted, room)})
+
+
+def _pooling(base: Base) -> Literal["mean", "cls"]:
+    """Pooling of the base's card, or of its sentence-transformers files; a plain encoder is averaged."""
+    if base.card and base.card.pooling:
+        return base.card.pooling
+    if (base.folder / "modules.json").is_file():
+        _refuse_unknown_modules(base)
+    file = base.folder / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return "mean"
+    modes = {name: on for name, on in read_json(file).items() if name.startswith("pooling_mode_") and on}
+    match list(modes):
+        case ["pooling_mode_mean_tokens"]:
+            return "mean"
+        case ["pooling_mode_cls_token"]:
+            return "cls"
+        case other:
+            raise ConfigError(
+                f"pooling of base `{base.name}`",
+                got=", ".join(other) or "none",
+                wanted="pooling_mode_mean_tokens or pooling_mode_cls_token",
+                fix=f"Name another base, such as --base {MINILM}",
+            )
+
+
+def _refuse_unknown_modules(base: Base) -> None:
+    file = base.folder / "modules.json"
+    try:
+        kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in json.loads(file.read_bytes())]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"base file `{file}`",
+            got=f"{type(error).__name__}: {error}",
+            wanted="the list of modules that sentence-transformers writes",
+            fix=f"Fetch the base again, or start from --base {MINILM}",
+        ) from error
+    unknown = [kind for kind in kinds if kind not in _SERVED_MODULES]
+    if unknown:
+        raise ConfigError(
+            f"modules of base `{base.name}`",
+            got=", ".join(unknown),
+            wanted=f"only {', '.join(_SERVED_MODULES)}",
+            fix=f"Name another base, such as --base {MINILM}",
+        )
+
+
+def _prompts(base: Base) -> tuple[str, str]:
+    """(query prompt, document prompt) of the base's card, or of its sentence-transformers files."""
+    if base.card:
+        return base.card.query_prompt, base.card.document_prompt
+    file = base.folder / "config_sentence_transformers.json"
+    prompts = read_json(file).get("prompts") if file.is_file() else None
+    found = prompts if isinstance(prompts, dict) else {}
+    document = found.get("document", found.get("passage", ""))
+    return str(found.get("query") or ""), str(document or "")

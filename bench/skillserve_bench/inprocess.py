@@ -102,6 +102,6 @@ def _options(config: Any) -> onnxruntime.SessionOptions:  # noqa: ANN401 - see _
     options.enable_cpu_mem_arena = parameters.get("enable_mem_arena", "1").lower() in {"1", "true"}
     options.enable_mem_pattern = parameters.get("enable_mem_pattern", "1").lower() in {"1", "true"}
     options.log_severity_level = 3
-    # As the server's backend has it; threads that spin after a run would also take the cores of a server that is measured.
+    # As the server's backend has it; threads that spin after a run would take the cores of a server that is measured.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options

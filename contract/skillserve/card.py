@@ -74,23 +74,40 @@ class ModelCard(BaseModel):
         return self.digest[:12]
 
     def canonical_json(self) -> str:
-        """The card without its digest, as the digest hashes it: sorted keys, no spaces."""
-        return json.dumps(self.model_dump(exclude={"digest"}), sort_keys=True, separators=(",", ":"))
+        """The card as the digest hashes it: sorted keys, no spaces, without the digest and without defaults.
+
+        A field that a later version adds as an optional one thus leaves the digests of older cards alone. Raises
+        CardError for a figure in `training` that JSON does not have.
+        """
+        for name, value in self.training.items():
+            try:
+                json.dumps(value, allow_nan=False, default=str)
+            except ValueError as error:
+                raise CardError(
+                    f"card of `{self.name}`",
+                    got=f"{value} as training.{name}",
+                    wanted="finite figures",
+                    fix="The training diverged: run it again with a lower --learning-rate.",
+                ) from error
+        content = self.model_dump(mode="json", exclude={"digest"}, exclude_defaults=True)
+        # These two are versions: when their default moves on, the digest must move with it.
+        content |= {"schema_version": self.schema_version, "text_format": self.text_format}
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
 def compute_digest(folder: Path, card: ModelCard) -> str:
-    """SHA-256 over the weights, the tokenizer and the card; raises CardError if a file is missing."""
+    """SHA-256 over the weights, the tokenizer and the card; raises CardError for a file that cannot be read."""
     digest = hashlib.sha256()
     for name in WEIGHT_FILES:
-        path = folder / name
-        if not path.is_file():
+        try:
+            digest.update(f"{name}:{sha256_of(folder / name)}\n".encode())
+        except OSError as error:
             raise CardError(
                 f"weights folder `{folder}`",
-                got=f"no {name}",
+                got=_absence(name, error),
                 wanted=", ".join(WEIGHT_FILES),
                 fix="Train again, or write the folder with `skillserve card`.",
-            )
-        digest.update(f"{name}:{sha256_of(path)}\n".encode())
+            ) from error
     digest.update(card.canonical_json().encode())
     return digest.hexdigest()
 
@@ -102,17 +119,21 @@ def write_card(folder: Path, card: ModelCard) -> ModelCard:
     return stamped
 
 
-def read_card(folder: Path, *, verify_weights: bool = False) -> ModelCard:
-    """Read a card; `verify_weights` recomputes the digest (reads the weights once). Raises CardError."""
+def read_card(folder: Path, *, verify_weights: bool = False, fix: str | None = None) -> ModelCard:
+    """Read a card; `verify_weights` recomputes the digest (reads the weights once).
+
+    Raises CardError. Its advice is to write the card again; where that is wrong, as in a model repository, `fix`
+    is given instead.
+    """
     path = folder / CARD_FILE
     try:
         card = ModelCard.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
+    except OSError as error:
         raise CardError(
             f"folder `{folder}`",
-            got=f"no {CARD_FILE}",
+            got=_absence(CARD_FILE, error),
             wanted="weights with their card",
-            fix="Write one with `skillserve card`, or train the model with `skillserve train`.",
+            fix=fix or "Write one with `skillserve card`, or train the model with `skillserve train`.",
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
@@ -121,20 +142,25 @@ def read_card(folder: Path, *, verify_weights: bool = False) -> ModelCard:
             f"model card `{path}`",
             got=f"{error.error_count()} fault(s), first at {where}: {first['msg']}",
             wanted="a valid card of schema version 1",
-            fix="Write it again with `skillserve card`.",
+            fix=fix or "Write it again with `skillserve card`.",
         ) from error
     if card.text_format != TEXT_FORMAT:
         raise CardError(
             f"model card `{path}`",
             got=f"text format {card.text_format}",
             wanted=TEXT_FORMAT,
-            fix="Train or export the model again with this version of skillserve.",
+            fix=fix or "Train or export the model again with this version of skillserve.",
         )
     if verify_weights and (found := compute_digest(folder, card)) != card.digest:
         raise CardError(
             f"weights folder `{folder}`",
             got=f"content with digest {found[:12]}",
             wanted=f"{card.short_digest or 'a digest'} as its card says",
-            fix="A file was changed after the card was written: train again, or write it with `skillserve card`.",
+            fix=fix
+            or "A file was changed after the card was written: train again, or write it with `skillserve card`.",
         )
     return card
+
+
+def _absence(name: str, error: OSError) -> str:
+    return f"no {name}" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror}"

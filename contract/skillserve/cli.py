@@ -7,6 +7,7 @@ table still lists it, and calling it names the pip line.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import click
 import typer
 
+from skillserve.config import TRACEBACK_VARIABLE
 from skillserve.console import print_json, talk
-from skillserve.errors import MissingExtraError, SkillserveError
+from skillserve.errors import MissingExtraError, SkillserveError, UsageError
 
 __all__ = ["COMMANDS", "Command", "app", "main"]
 
@@ -62,13 +64,9 @@ class _LazyGroup(typer.core.TyperGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         row = COMMANDS.get(cmd_name)
-        if row is None:
-            return None
-        if ctx.resilient_parsing or "--help" in sys.argv[1:2]:
-            return click.Command(cmd_name, help=row.help)
-        return _load(cmd_name, row)
+        return None if row is None else _load(cmd_name, row)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -92,6 +90,7 @@ def _load(name: str, row: Command) -> click.Command:
         single = typer.Typer(add_completion=False)
         single.command(name, help=row.help)(target)
         target = single
+    target.rich_markup_mode = "rich"  # one look of all help, whoever made the app
     command = typer.main.get_command(target)
     command.name = name
     return command
@@ -106,22 +105,39 @@ def _root() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code. With `--json`, every error is one JSON object on stdout."""
     arguments = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in arguments
     try:
         result: Any = typer.main.get_command(app).main(arguments, prog_name="skillserve", standalone_mode=False)
     except SkillserveError as error:
-        if "--json" in arguments:
-            print_json(error.to_dict())
         talk(f"skillserve: {error}")
-        return error.exit_code
+        return _fail(error, as_json=as_json)
     except click.ClickException as error:
         error.show()
-        return error.exit_code
+        wanted, fix = "a command line as its help describes it", "See `skillserve COMMAND --help`."
+        return _fail(UsageError("command line", got=error.format_message(), wanted=wanted, fix=fix), as_json=as_json)
     except (click.Abort, KeyboardInterrupt):
         talk("skillserve: stopped.")
         return 130
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        unexpected = SkillserveError(
+            "command",
+            got=" ".join(f"{type(error).__name__}: {error}".split()),
+            wanted="no such exception",
+            fix=f"Run it again with {TRACEBACK_VARIABLE}=1 to see where it comes from.",
+        )
+        talk(f"skillserve: {unexpected}")
+        return _fail(unexpected, as_json=as_json)
     return result if isinstance(result, int) else 0
+
+
+def _fail(error: SkillserveError, *, as_json: bool) -> int:
+    if as_json:
+        print_json(error.to_dict())
+    return error.exit_code
 
 
 def run() -> None:

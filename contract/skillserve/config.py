@@ -5,18 +5,20 @@ Every flag has a field here, and every field can be set in all three ways:
     skillserve.toml            environment                        flag
     [search]
     candidates = 100           SKILLSERVE_SEARCH_CANDIDATES=100   --candidates 100
+
+An empty variable counts as not set.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from skillserve.errors import ConfigError
@@ -30,13 +32,20 @@ __all__ = [
     "ServeSettings",
     "Settings",
     "TrainSettings",
-    "flag",
     "load_settings",
 ]
 
 ENV_PREFIX = "SKILLSERVE_"
 CONFIG_VARIABLE = "SKILLSERVE_CONFIG"
+TRACEBACK_VARIABLE = "SKILLSERVE_TRACEBACK"
+"""Set: an unexpected exception is shown with its traceback. The command line reads it, not a section."""
 DEFAULT_FILE = Path("skillserve.toml")
+
+_NOT_SETTINGS = re.compile(
+    # The second line: what Kubernetes puts into every pod beside a Service called `skillserve`.
+    rf"{CONFIG_VARIABLE}$|{TRACEBACK_VARIABLE}$"
+    rf"|{ENV_PREFIX}(SERVICE_(HOST|PORT)|PORT)(_.*)?$"
+)
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -71,7 +80,9 @@ class SearchSettings(_Section):
     )
     top_k: int = Field(5, ge=1, description="hits in the answer")
     deadline_ms: float | None = Field(
-        None, gt=0, description="answer by then, without reranking if need be; not set: no deadline"
+        None,
+        gt=0,
+        description="answer by then, without reranking if need be, or fail; not set: no deadline",
     )
 
 
@@ -83,12 +94,17 @@ class IndexSettings(_Section):
         description="model repository that the server runs: cards and tokenizers are read from it",
     )
     bundles: Path = Field(Path("bundles"), description="folder of bundles; CURRENT in it names the live one")
+    keep: int = Field(
+        5, ge=1, description="newest bundles that are kept; the live one and the one before it always are"
+    )
 
 
 class ExportSettings(_Section):
     """From weights to a servable graph."""
 
-    repository: Path = Field(Path("model_repository"), description="model repository that is written")
+    repository: Path = Field(
+        Path("model_repository"), description="model repository that `export` writes and `verify` checks"
+    )
     attention_core: Literal["loop", "gather"] = Field(
         "loop",
         description="`loop` visits sequence after sequence (best on CPU), `gather` pads inside attention only (GPU)",
@@ -101,7 +117,9 @@ class ExportSettings(_Section):
     )
     max_request_tokens: int = Field(32_768, ge=1, description="most tokens the server accepts in one request")
     num_threads: int = Field(0, ge=0, description="intra-op threads of ONNX Runtime; 0: all cores")
-    version: int = Field(1, ge=1, description="model version that is written and served")
+    version: int = Field(
+        1, ge=1, description="model version that is written and served; the folder holds this one only"
+    )
 
 
 class ServeSettings(_Section):
@@ -149,7 +167,7 @@ class TrainSettings(_Section):
     frozen_layers: int | None = Field(
         None, ge=0, description="lowest layers that keep their weights, as embeddings do; not set: the role's own"
     )
-    num_negatives: int = Field(5, ge=1, description="wrong skills beside each right one, reranker only")
+    num_negatives: int = Field(3, ge=1, description="wrong skills beside each right one, reranker only")
     holdout_share: float = Field(
         0.1, ge=0, lt=1, description="share of the skills that is not trained on but measured on; 0 trains on all"
     )
@@ -183,19 +201,6 @@ class Settings(_Section):
     serve: ServeSettings = ServeSettings()
     train: TrainSettings = TrainSettings()
     bench: BenchSettings = BenchSettings()
-
-
-def flag(path: str, *names: str) -> Any:  # noqa: ANN401 -- what typer's own Option is annotated with
-    """A typer option for the field at `section.field`: the field's words as help, and no default of its own."""
-    section, name = path.split(".")
-    field = type(getattr(Settings(), section)).model_fields[name]
-    default = "" if field.default is None else f" [default: {field.default}]"
-    variable = f"{ENV_PREFIX}{section}_{name}".upper()
-    return typer.Option(
-        *(names or (f"--{name.replace('_', '-')}",)),
-        help=f"{field.description}{default} [env: {variable}]",
-        show_default=False,
-    )
 
 
 def load_settings(
@@ -254,7 +259,7 @@ def _from_file(file: Path | None, environ: Mapping[str, str]) -> Iterator[_Given
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:
     for variable in sorted(environ):
-        if variable.startswith(ENV_PREFIX) and variable != CONFIG_VARIABLE:
+        if variable.startswith(ENV_PREFIX) and environ[variable] and not _NOT_SETTINGS.match(variable):
             section, _, name = variable.removeprefix(ENV_PREFIX).lower().partition("_")
             if section not in Settings.model_fields:
                 known = [f"{ENV_PREFIX}{known.upper()}_…" for known in Settings.model_fields]

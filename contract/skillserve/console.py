@@ -12,10 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 __all__ = ["Bar", "err", "out", "print_json", "progress", "talk"]
 
-out = Console(highlight=False)
+out = Console(highlight=False, emoji=False)
 """Results, for people. Machines read `print_json`."""
 
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 """Talk: what is being done, warnings, progress."""
 
 
@@ -26,7 +26,9 @@ def talk(message: str) -> None:
 
 def print_json(result: Mapping[str, Any]) -> None:
     """One JSON object on stdout, on one line."""
-    print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    # Flushed, since a supervisor waits for the line; escaped where UTF-8 has no form (lone surrogates).
+    line = json.dumps(result, ensure_ascii=False, allow_nan=False)
+    print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
 
 
 class Bar:

@@ -241,4 +241,3 @@ def _head(text: str, num_chars: int) -> str:
 
 def _ids(ids: Sequence[int]) -> Ids:
     return np.array(ids, dtype=np.int32)
-

@@ -74,17 +74,21 @@ def read_queries(source: Path) -> list[Query]:
     queries: list[Query] = []
     seen: dict[str, str] = {}
     for where, row in _rows(source, problems):
-        query_id, text = row.get("id"), row.get("query")
-        if not isinstance(query_id, str) or not query_id:
+        query_id, text = _identity(row.get("id")), row.get("query")
+        golds = _identities(row.get("skill_ids"))
+        if query_id is None:
             problems.add(where, "lacks an `id`")
         elif not isinstance(text, str) or not text.strip():
             problems.add(where, "lacks a `query`")
+        elif golds is None:
+            problems.add(where, f"has `skill_ids` that are no list of ids: {row['skill_ids']!r}")
         elif query_id in seen:
             problems.add(where, f"repeats the id `{query_id}` of {seen[query_id]}")
         else:
             seen[query_id] = where
-            golds = row.get("skill_ids")
-            queries.append(Query(id=query_id, text=text, skill_ids=() if golds is None else tuple(map(str, golds))))
+            queries.append(Query(id=query_id, text=text, skill_ids=golds))
+    if not queries and not problems.found:
+        problems.add(str(source), "no requests")
     problems.raise_if_any("one request a line, each with a unique `id` and a `query`")
     return queries
 
@@ -94,10 +98,15 @@ def read_qrels(source: Path) -> Qrels:
     problems = _Problems(source)
     qrels: dict[str, dict[str, int]] = {}
     for where, row in _rows(source, problems):
+        query_id, skill_id = _identity(row.get("query_id")), _identity(row.get("skill_id"))
         try:
-            qrels.setdefault(str(row["query_id"]), {})[str(row["skill_id"])] = int(row["relevance"])
+            relevance = int(row["relevance"])
         except (KeyError, TypeError, ValueError):
+            relevance = None
+        if query_id is None or skill_id is None or relevance is None:
             problems.add(where, "needs `query_id`, `skill_id` and an integer `relevance`")
+        else:
+            qrels.setdefault(query_id, {})[skill_id] = relevance
     problems.raise_if_any("one judgement a line")
     return qrels
 
@@ -121,9 +130,10 @@ def _skill(where: str, row: Mapping[str, Any], problems: _Problems) -> Skill | N
     if not isinstance(name, str) or not name.strip():
         problems.add(where, "lacks a `name`")
         return None
-    skill_id = row.get("id") or name
-    if not isinstance(skill_id, str):
-        problems.add(where, f"has an `id` that is no text: {skill_id!r}")
+    given = row.get("id")
+    skill_id = _identity(name if given is None or given == "" else given)
+    if skill_id is None:
+        problems.add(where, f"has an `id` that is no text: {given!r}")
         return None
     texts: dict[str, str] = {}
     for key in ("description", "body", "namespace"):
@@ -139,6 +149,22 @@ def _skill(where: str, row: Mapping[str, Any], problems: _Problems) -> Skill | N
         key: str(value) for key, value in row.items() if key not in _SKILL_FIELDS | {"skill_md"} and value is not None
     }
     return Skill(id=skill_id, name=name, fields=extra, **texts)
+
+
+def _identity(value: object) -> str | None:
+    """An id as text: a whole number is taken too, since YAML and tables make numbers of digits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) and value else None
+
+
+def _identities(values: object) -> tuple[str, ...] | None:
+    """A list of ids, empty if absent; None if it is anything else."""
+    if values is None:
+        return ()
+    found = [_identity(value) for value in values] if isinstance(values, list) else [None]
+    ids = tuple(each for each in found if each is not None)
+    return ids if len(ids) == len(found) else None
 
 
 def _rows(

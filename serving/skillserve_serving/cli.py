@@ -18,7 +18,7 @@ __all__ = ["serve"]
 
 
 class _Stopped(BaseException):
-    """SIGINT or SIGTERM arrived. Not an Exception, so that no handler on the way takes it for a failure."""
+    """A signal to stop arrived. Not an Exception, so that no handler on the way takes it for a failure."""
 
 
 @with_settings("serve")
@@ -76,8 +76,10 @@ def describe(server: Triton) -> dict[str, Any]:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `_Stopped` in the main thread, once: nothing interrupts the stopping itself."""
-    caught = (signal.SIGINT, signal.SIGTERM)
+    """Signals to stop raise `_Stopped` in the main thread, once: nothing interrupts the stopping itself."""
+    caught = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` leaves it: then a lost terminal is nothing
+        caught.append(signal.SIGHUP)
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         for number in caught:

@@ -31,7 +31,11 @@ PROBE_TIMEOUT_S = 10.0
 """Far above any answer of a healthy server; a busy one may need it, see `Health.probe`."""
 _FLAG_TIMEOUT_S = 2.0
 """For what a server answers without asking a model."""
-_RELOAD_TIMEOUT_S = 120.0
+_LIVE_TIMEOUT_S = 5.0
+"""For a sign of life before a server is killed: the stronger the remedy, the longer the patience."""
+_UNLOAD_TIMEOUT_S = 15.0
+"""An unload is acknowledged at once and finished in the background."""
+_LOAD_TIMEOUT_S = 120.0
 _UNLOAD_POLL_S = 0.05
 _OVERLOAD = ("Exceeds maximum queue size", "Request timeout expired")
 
@@ -61,13 +65,13 @@ class Health:
         """Version of the running server, as `2.51.0`."""
         return str(self._call("/v2")["version"])
 
+    def live(self) -> bool:
+        """Whether the server itself still answers, whatever its models do."""
+        return self._flag("/v2/health/live", _LIVE_TIMEOUT_S)
+
     def ready(self, model: str) -> bool:
         """Triton's own readiness flag of a model: necessary, not sufficient."""
-        try:
-            self._call(f"/v2/models/{model}/ready", timeout_s=_FLAG_TIMEOUT_S)
-        except ServerError:
-            return False
-        return True
+        return self._flag(f"/v2/models/{model}/ready", _FLAG_TIMEOUT_S)
 
     def parameters(self, model: str) -> dict[str, str]:
         """Parameters of the model's live configuration."""
@@ -101,15 +105,22 @@ class Health:
         return Finding(model=model.name, state="green", detail=f"{elapsed_ms:.1f} ms")
 
     def reload(self, model: str) -> None:
-        """Unload, then load a model; raises ServerError.
+        """Unload, then load a model; raises ServerError, ServerUnreachable if the server itself does not answer.
 
         `load` alone does not mend a model whose stub was killed: the server believes it is loaded already.
         """
-        self._call(f"/v2/repository/models/{model}/unload", {}, timeout_s=_RELOAD_TIMEOUT_S)
+        self._call(f"/v2/repository/models/{model}/unload", {}, timeout_s=_UNLOAD_TIMEOUT_S)
         patience = time.monotonic() + self._timeout_s
         while self.ready(model) and time.monotonic() < patience:  # the unload is finished in the background
             time.sleep(_UNLOAD_POLL_S)
-        self._call(f"/v2/repository/models/{model}/load", {}, timeout_s=_RELOAD_TIMEOUT_S)
+        self._call(f"/v2/repository/models/{model}/load", {}, timeout_s=_LOAD_TIMEOUT_S)
+
+    def _flag(self, path: str, timeout_s: float) -> bool:
+        try:
+            self._call(path, timeout_s=timeout_s)
+        except ServerError:
+            return False
+        return True
 
     def _is_busy(self, model: str, error: ServerError) -> bool:
         """Whether a missing answer is explained by other work: shed at the door, or late while others are served."""

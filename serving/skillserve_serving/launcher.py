@@ -19,11 +19,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from skillserve.config import ServeSettings
 from skillserve.console import talk
 from skillserve.errors import ConfigError, RepositoryError, ServerError, ServerStartError
-from skillserve.tensors import DIGEST_PARAMETER
+from skillserve.tensors import DIGEST_PARAMETER, MODEL_NAMES
 from skillserve_serving import guard
 from skillserve_serving.addresses import (
     bracketed,
@@ -36,7 +37,7 @@ from skillserve_serving.addresses import (
 from skillserve_serving.health import CONTROL_HEADER, Finding, Health
 from skillserve_serving.installation import Installation, find_installation
 from skillserve_serving.ownership import owned_name, remove_regions, sweep
-from skillserve_serving.repository import ServedModel, read_repository
+from skillserve_serving.repository import ServedModel, read_model, read_repository
 from skillserve_serving.serverlog import ServerLog
 
 __all__ = ["Triton", "running_server"]
@@ -75,8 +76,10 @@ class Triton:
         """Of the running server, as `2.51.0`."""
         self._address = resolve(settings.host)
         _check_exposure(self._address, self.installation)
+        _check_embedder(settings.repository, self.models)
         self._control_key = secrets.token_hex(16)
-        self._folder = Path(tempfile.gettempdir()) / owned_name()
+        with _room_needed():
+            self._folder = Path(tempfile.gettempdir()) / owned_name()
         self._process: _Process | None = None
         host = bracketed(connect_address(self._address))
         self.grpc_address = f"{host}:{settings.grpc_port}"
@@ -95,22 +98,36 @@ class Triton:
         return self._process.popen.pid if self._process is not None else None
 
     def start(self) -> None:
-        """Start the server and wait until all models answer.
+        """Read the repository, start the server on it and wait until all models answer.
 
         Raises ServerStartError, RepositoryError if a model's files are at fault, ServerError for wrong numbers.
         """
         if self._process is not None:
             raise RuntimeError("this server is running already")
         settings = self.settings
+        self.models = read_repository(settings.repository)  # since the last start, models may have been exported anew
         ports = {"http": settings.http_port, "grpc": settings.grpc_port, "metrics": settings.metrics_port}
         check_ports(self._address, ports)
-        sweep()
         try:
-            self._process = self._spawn()
+            with _room_needed():
+                sweep()
+                self._process = self._spawn()
             self._wait_until_right(self._process)
         except BaseException:
             self.stop(keep_log=True, grace_s=0)  # nobody was served yet, and what does not start may not stop either
             raise
+
+    def reload(self, name: str) -> Finding:
+        """Read a model's files again, for it may have been exported anew, load it from them and probe it.
+
+        Raises RepositoryError or CardError for the files, ServerError for the server, ServerUnreachable if the
+        server itself does not answer.
+        """
+        fresh = read_model(self.settings.repository / name)
+        self.models = tuple(fresh if model.name == name else model for model in self.models)
+        self.health.reload(name)
+        self._check_digest(fresh)
+        return self.health.probe(fresh)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the server to die, at most so long; returns whether it is dead."""
@@ -142,10 +159,9 @@ class Triton:
         shutil.rmtree(self._folder / "backends", ignore_errors=True)
         backends, environment = self.installation.prepare(self._folder)
         regions = owned_name()
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        log = ServerLog(self.log_path)
         command = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(self.installation.binary)]
-        with self.log_path.open("ab") as output:
+        with self._open_log() as output:
+            log = ServerLog(self.log_path)
             popen = subprocess.Popen(  # noqa: S603, RUF100
                 [*command, *self._arguments(backends, regions)],
                 env=environment,
@@ -155,6 +171,20 @@ class Triton:
                 start_new_session=True,
             )
         return _Process(popen=popen, pidfd=os.pidfd_open(popen.pid), regions=regions, log=log)
+
+    def _open_log(self) -> BinaryIO:
+        try:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            return self.log_path.open("ab")
+        except OSError as error:
+            if self.settings.log_file is None:
+                raise
+            raise ConfigError(
+                "setting --log-file",
+                got=str(error),
+                wanted="a file that can be written",
+                fix="Name another one, or leave it out for a temporary one.",
+            ) from error
 
     def _arguments(self, backends: Path, regions: str) -> list[str]:
         settings = self.settings
@@ -264,6 +294,29 @@ def running_server(settings: ServeSettings) -> Iterator[Triton]:
         server.stop()
         raise
     server.stop()
+
+
+@contextlib.contextmanager
+def _room_needed() -> Iterator[None]:
+    """What the system refuses while a server is laid out and spawned is an error of its start."""
+    try:
+        yield
+    except OSError as error:
+        raise ServerStartError(
+            "what the server needs of this machine",
+            got=str(error),
+            wanted="room for a few MiB in the temporary folder, and for one more process",
+            fix="Free some, or name another folder for temporary files: TMPDIR=… skillserve serve",
+        ) from error
+
+
+def _check_embedder(repository: Path, models: tuple[ServedModel, ...]) -> None:
+    """A server for rerankers alone is legitimate; one that lacks its embedder by mistake finds nothing."""
+    if all(model.name != MODEL_NAMES["embedder"] for model in models):
+        talk(
+            f"WARNING: model repository `{repository}` has no `{MODEL_NAMES['embedder']}`: "
+            "skillserve index and search need one."
+        )
 
 
 def _check_exposure(address: str, installation: Installation) -> None:

@@ -41,7 +41,9 @@ def sweep() -> list[str]:
     """
     removed = [path.name for path in SHARED_MEMORY.glob("skillserve-*") if _is_orphan(path.name) and _remove(path)]
     for folder in Path(tempfile.gettempdir()).glob("skillserve-*"):
-        if _is_orphan(folder.name) and (folder / "backends").is_dir():
+        if not (_is_orphan(folder.name) and os.access(folder, os.W_OK | os.X_OK)):  # alive, or another user's
+            continue
+        if (folder / "backends").is_dir():
             shutil.rmtree(folder / "backends", ignore_errors=True)
             removed.append(folder.name)
             with contextlib.suppress(OSError):

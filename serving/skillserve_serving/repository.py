@@ -10,7 +10,7 @@ from skillserve.card import ModelCard, read_card
 from skillserve.errors import RepositoryError
 from skillserve.probe import Probe, read_probe
 
-__all__ = ["ServedModel", "read_repository"]
+__all__ = ["ServedModel", "read_model", "read_repository"]
 
 CONFIG_FILE = "config.pbtxt"
 
@@ -35,17 +35,37 @@ class ServedModel:
 def read_repository(repository: Path) -> tuple[ServedModel, ...]:
     """Read all models, in the order of their names.
 
-    Raises RepositoryError if there is none, or one lacks its graph or probe; CardError for a card.
+    Every folder in it is a model, except hidden ones: those are exports that are still being written. Raises
+    RepositoryError if there is none, or one cannot be served, so that no model is left out in silence; CardError
+    for a card.
     """
-    folders = sorted(path.parent for path in repository.glob(f"*/{CONFIG_FILE}"))
+    cause = None
+    try:
+        folders = sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith("."))
+        got = "no model in it"
+    except OSError as error:
+        folders, got, cause = [], error.strerror or str(error), error
     if not folders:
         raise RepositoryError(
             f"model repository `{repository}`",
-            got="no model in it" if repository.is_dir() else "no such folder",
+            got=got,
             wanted=f"folders with a {CONFIG_FILE}",
             fix="Export a model: skillserve export WEIGHTS, or name another one with --repository.",
-        )
-    return tuple(_read_model(folder) for folder in folders)
+        ) from cause
+    return tuple(read_model(folder) for folder in folders)
+
+
+def read_model(folder: Path) -> ServedModel:
+    """Read one model; raises RepositoryError if it cannot be served, CardError for its card."""
+    try:
+        return _read_model(folder)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RepositoryError(
+            f"model folder `{folder}`",
+            got=f"no {CONFIG_FILE}" if isinstance(error, FileNotFoundError) else str(error),
+            wanted=f"a readable {CONFIG_FILE} in UTF-8 with graph, card and probe beside it",
+            fix="Export the model: skillserve export WEIGHTS, or move the folder out of the repository.",
+        ) from error
 
 
 def _read_model(folder: Path) -> ServedModel:

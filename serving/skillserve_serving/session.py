@@ -50,9 +50,9 @@ def _options(spec: SessionSpec) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = spec.inter_op_thread_count
     if spec.parallel:
         options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
-    # Threads that spin for the next operator take the cores that server and client need to bring the next request:
-    # without spinning, 32 clients got 1.4 times the throughput on two shared cores (MiniLM, mixed lengths).
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads spin for the next operator within a run, which makes a lone request faster, and rest after it: server
+    # and client need the cores to bring the next request.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.enable_cpu_mem_arena = spec.mem_arena
     options.enable_mem_pattern = spec.mem_pattern
     options.log_severity_level = 3

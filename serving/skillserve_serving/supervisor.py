@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
-from skillserve.errors import ServerError, SkillserveError
+from skillserve.errors import ServerError, ServerUnreachable, SkillserveError
 from skillserve_serving.health import Finding
-from skillserve_serving.launcher import Triton
+from skillserve_serving.launcher import STOP_GRACE_S, Triton
 from skillserve_serving.repository import ServedModel
 
 __all__ = ["Event", "Limits", "Supervisor"]
@@ -20,7 +21,7 @@ __all__ = ["Event", "Limits", "Supervisor"]
 class Event:
     """Something that an operator wants to know."""
 
-    kind: Literal["busy", "unhealthy", "repaired", "died", "restarted"]
+    kind: Literal["busy", "unhealthy", "repaired", "died", "restarted", "model_changed"]
     detail: str
     model: str | None = None
     """None if it concerns the whole server."""
@@ -67,7 +68,11 @@ class Supervisor:
                 self._failed_repairs.pop(model.name, None)
             elif finding.state == "busy":
                 self._tell(Event(kind="busy", model=model.name, detail=finding.detail))
-            elif self._server.wait(0) or not self._repaired(model, finding):
+            elif not self._server.health.live():
+                self._tell(Event(kind="died", detail="the server itself does not answer"))
+                self._restart(grace_s=0)
+                return
+            elif not self._repaired(model, finding):
                 self._restart()
                 return
 
@@ -76,11 +81,14 @@ class Supervisor:
         self._tell(Event(kind="unhealthy", model=model.name, detail=finding.detail))
         started = time.monotonic()
         try:
-            self._server.health.reload(model.name)
-            again = self._server.health.probe(model)
+            with self._changes_told():
+                again = self._server.reload(model.name)
             outcome = again.detail
             mended = again.state == "green"
-        except ServerError as error:
+        except ServerUnreachable as error:  # to ask it again would cost the same patience again
+            self._tell(Event(kind="unhealthy", model=model.name, detail=f"repair given up: {error.got}"))
+            return False
+        except SkillserveError as error:
             outcome, mended = error.got, False
         if mended:
             self._failed_repairs.pop(model.name, None)
@@ -92,19 +100,37 @@ class Supervisor:
         self._tell(Event(kind="unhealthy", model=model.name, detail=f"repair {failed} failed: {outcome}"))
         return failed < self._limits.repairs
 
-    def _restart(self) -> None:
+    def _restart(self, *, grace_s: float = STOP_GRACE_S) -> None:
         """Restart the server, again if it does not come up, until the bound is reached."""
         self._failed_repairs.clear()
         while True:
             self._count_restart()
-            self._server.stop(keep_log=True)
             try:
-                self._server.start()
-            except SkillserveError as error:
-                self._tell(Event(kind="died", detail=f"it did not start again: {error.got}"))
+                with self._changes_told():
+                    self._server.stop(keep_log=True, grace_s=grace_s)
+                    self._server.start()
+            except (SkillserveError, OSError) as error:
+                got = error.got if isinstance(error, SkillserveError) else str(error)
+                self._tell(Event(kind="died", detail=f"it did not start again: {got}"))
             else:
                 self._tell(Event(kind="restarted", detail=f"process {self._server.pid}, all models answer"))
                 return
+
+    def _digests(self) -> dict[str, str]:
+        return {model.name: model.card.short_digest for model in self._server.models}
+
+    @contextmanager
+    def _changes_told(self) -> Iterator[None]:
+        """Say which models turn out to have been exported anew when the block reads their files again."""
+        before = self._digests()
+        try:
+            yield
+        finally:
+            now = self._digests()
+            for name in sorted(before | now):
+                old, new = before.get(name, "none"), now.get(name, "none")
+                if old != new:
+                    self._tell(Event(kind="model_changed", model=name, detail=f"digest {old} → {new}"))
 
     def _count_restart(self) -> None:
         now = time.monotonic()

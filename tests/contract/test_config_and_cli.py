@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from skillserve import errors
-from skillserve.cli import COMMANDS, main
+from skillserve.cli import COMMANDS, Command, app, main
 from skillserve.config import SearchSettings, Settings, load_settings
 from skillserve.errors import ConfigError, SkillserveError
 from skillserve.flags import Json, with_settings
@@ -43,6 +44,22 @@ def test_without_anything_every_default_holds(tmp_path: Path, monkeypatch: pytes
     assert load_settings(environ={}) == Settings()
 
 
+def test_what_kubernetes_puts_into_a_pod_and_empty_variables_are_no_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environ = {
+        "SKILLSERVE_SERVICE_HOST": "10.0.0.1",
+        "SKILLSERVE_SERVICE_PORT": "8001",
+        "SKILLSERVE_SERVICE_PORT_GRPC": "8001",
+        "SKILLSERVE_PORT": "tcp://10.0.0.1:8001",
+        "SKILLSERVE_PORT_8001_TCP_ADDR": "10.0.0.1",
+        "SKILLSERVE_SEARCH_TOP_K": "",
+        "SKILLSERVE_TRACEBACK": "1",
+    }
+    assert load_settings(environ=environ) == Settings()
+
+
 @pytest.mark.parametrize(
     ("text", "environ", "said"),
     [
@@ -53,6 +70,7 @@ def test_without_anything_every_default_holds(tmp_path: Path, monkeypatch: pytes
         ("", {"SKILLSERVE_SEARCH_TOP_K": "many"}, "SKILLSERVE_SEARCH_TOP_K.*'many'"),
         ("", {"SKILLSERVE_COLOUR": "blue"}, "SKILLSERVE_COLOUR"),
         ("", {"SKILLSERVE_SEARCH_COLOUR": "blue"}, "colour"),
+        ("", {"SKILLSERVE_PORTS": "1"}, "SKILLSERVE_PORTS"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_source(
@@ -89,6 +107,19 @@ def test_help_lists_all_commands_and_imports_no_room() -> None:
         assert f"  {name} " in result.stdout
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_every_command_explains_all_it_takes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = typer.main.get_command(app)
+    assert isinstance(command, click.Group)
+    found = command.get_command(click.Context(command), name)
+    each = {name: found} if not isinstance(found, click.Group) else found.commands
+    for part, leaf in each.items():
+        assert leaf is not None
+        assert all(getattr(parameter, "help", None) for parameter in leaf.params), part
+        assert main([name, "--help"] if part == name else [name, part, "--help"]) == 0
+        assert "\\[" not in capsys.readouterr().out
+
+
 def test_a_missing_extra_names_the_pip_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,12 +130,57 @@ def test_a_missing_extra_names_the_pip_line(
     assert "pip install 'skillserve[client]'" in capsys.readouterr().err
 
 
-def test_exit_codes_and_json_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["nonsense"]) == 2
-    assert main(["export", str(tmp_path), "--json"]) == 4
-    printed = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert printed["error"] == "CardError"
-    assert printed["exit_code"] == 4
+@pytest.mark.parametrize(
+    ("arguments", "kind", "code"),
+    [
+        (["nonsense", "--json"], "UsageError", 2),
+        (["export", "--json"], "UsageError", 2),
+        (["export", "weights", "--json", "--colour"], "UsageError", 2),
+        (["export", "weights", "--json", "--version", "0"], "ConfigError", 2),
+        (["export", "weights", "--json"], "CardError", 4),
+    ],
+)
+def test_with_json_every_error_is_one_object(
+    arguments: list[str],
+    kind: str,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    written = capsys.readouterr()
+    printed = json.loads(written.out)
+    assert (printed["error"], printed["exit_code"]) == (kind, code)
+    assert printed["got"] in " ".join(written.err.split())
+    assert main([each for each in arguments if each != "--json"]) == code
+    assert not capsys.readouterr().out
+
+
+def test_an_unexpected_exception_is_one_line_and_the_way_to_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.py").write_text("def command(as_json: bool = False):\n    raise KeyError('two\\nlines')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(COMMANDS, "broken", Command("broken:command", None, "Fail."))
+    assert main(["broken"]) == 1
+    written = capsys.readouterr()
+    assert written.err.count("\n") == 1
+    assert "KeyError" in written.err
+    assert "SKILLSERVE_TRACEBACK=1" in written.err
+    assert not written.out
+    monkeypatch.setenv("SKILLSERVE_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        main(["broken"])
+
+
+def test_a_command_is_the_same_whatever_the_process_was_started_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pytest", "--help"])
+    assert main(["search", "--help"]) == 0
+    assert "--top-k" in capsys.readouterr().out
 
 
 def test_a_command_gets_a_flag_for_every_field_and_the_merged_settings(

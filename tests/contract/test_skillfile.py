@@ -122,6 +122,37 @@ def test_requests_and_judgements(tmp_path: Path) -> None:
         read_qrels(write_lines(tmp_path / "r2.jsonl", '{"query_id": "q1"}'))
 
 
+def test_no_requests_are_as_wrong_as_no_skills(tmp_path: Path) -> None:
+    with pytest.raises(CatalogueError, match="no requests"):
+        read_queries(write_lines(tmp_path / "empty.jsonl", ""))
+
+
+@pytest.mark.parametrize("golds", ['"s12"', "5", '{"s": 1}', '["s", null]', "[true]", '[""]', "[1.5]"])
+def test_gold_skills_that_are_no_list_of_ids_are_a_fault(tmp_path: Path, golds: str) -> None:
+    """A bare text would otherwise become its letters."""
+    path = write_lines(tmp_path / "q.jsonl", f'{{"id": "q", "query": "x", "skill_ids": {golds}}}')
+    with pytest.raises(CatalogueError, match=r"q\.jsonl:1: has `skill_ids` that are no list of ids"):
+        read_queries(path)
+
+
+def test_whole_numbers_are_ids_everywhere(tmp_path: Path) -> None:
+    """Else skills, requests and judgements of one data set would not meet."""
+    [skill] = read_skills(write_lines(tmp_path / "s.jsonl", '{"id": 0, "name": "a"}'))
+    [query] = read_queries(write_lines(tmp_path / "q.jsonl", '{"id": 7, "query": "x", "skill_ids": [0]}'))
+    qrels = read_qrels(write_lines(tmp_path / "r.jsonl", '{"query_id": 7, "skill_id": 0, "relevance": 1}'))
+    assert (skill.id, query.id, query.skill_ids, qrels) == ("0", "7", ("0",), {"7": {"0": 1}})
+
+
+@pytest.mark.parametrize("identity", ["1.5", "true", '["a"]', "{}"])
+def test_other_ids_are_faults_everywhere(tmp_path: Path, identity: str) -> None:
+    with pytest.raises(CatalogueError, match="`id` that is no text"):
+        read_skills(write_lines(tmp_path / "s.jsonl", f'{{"id": {identity}, "name": "a"}}'))
+    with pytest.raises(CatalogueError, match="lacks an `id`"):
+        read_queries(write_lines(tmp_path / "q.jsonl", f'{{"id": {identity}, "query": "x"}}'))
+    with pytest.raises(CatalogueError, match="needs `query_id`"):
+        read_qrels(write_lines(tmp_path / "r.jsonl", f'{{"query_id": {identity}, "skill_id": "a", "relevance": 1}}'))
+
+
 def test_the_sample_is_sound(sample_data: Path) -> None:
     """At least 200 skills in 18 sub-categories, at least 300 requests, disjoint splits, golds that exist."""
     skills = {split: read_skills(split_file(sample_data, "skills", split)) for split in ("train", "test")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,16 +62,18 @@ def packed_graph(model: str) -> onnx.ModelProto:
         helper.make_node("Shape", ["input_ids"], ["token_count"]),
         helper.make_node("Shape", ["seq_lens"], ["sequence_count"]),
         helper.make_node("Cast", ["seq_lens"], ["lens"], to=TensorProto.INT64),
-        helper.make_node("CumSum", ["lens", "zero"], ["ends"]),
+        helper.make_node("Unsqueeze", ["lens", "last"], ["column"]),
+        helper.make_node("CumSum", ["column", "zero"], ["ends"]),
+        helper.make_node("CumSum", ["column", "zero"], ["starts"], exclusive=1),
         helper.make_node("Squeeze", ["token_count"], ["token_scalar"]),
         helper.make_node("Range", ["zero", "token_scalar", "one"], ["positions"]),
-        helper.make_node("Unsqueeze", ["positions", "last"], ["column"]),
-        helper.make_node("GreaterOrEqual", ["column", "ends"], ["passed"]),
-        helper.make_node("Cast", ["passed"], ["passed_int"], to=TensorProto.INT64),
-        helper.make_node("ReduceSum", ["passed_int", "last"], ["segments"], keepdims=1),
-        helper.make_node("Concat", ["sequence_count", "dim"], ["shape"], axis=0),
-        helper.make_node("ConstantOfShape", ["shape"], ["blank"]),
-        helper.make_node("ScatterND", ["blank", "segments", "tokens"], ["sums"], reduction="add"),
+        helper.make_node("GreaterOrEqual", ["positions", "starts"], ["begun"]),
+        helper.make_node("Less", ["positions", "ends"], ["unfinished"]),
+        helper.make_node("And", ["begun", "unfinished"], ["member"]),
+        helper.make_node("Unsqueeze", ["member", "last"], ["chosen"]),
+        # Chosen, not weighed: 0 · NaN would carry one sequence's NaN into all others.
+        helper.make_node("Where", ["chosen", "tokens", "nothing"], ["parts"]),
+        helper.make_node("ReduceSum", ["parts", "axis1"], ["sums"], keepdims=0),
         *_end_check("tok_end", "token_count"),
         *_end_check("seq_end", "sequence_count"),
         helper.make_node("And", ["tok_end_right", "seq_end_right"], ["right"]),
@@ -118,7 +121,6 @@ def _model(
         "one": np.array(1, np.int64),
         "last": np.array([-1], np.int64),
         "axis1": np.array([1], np.int64),
-        "dim": np.array([DIM], np.int64),
         "nothing": np.array(0, np.float32),
         "nan": np.array(np.nan, np.float32),
     }
@@ -290,14 +292,9 @@ def toy_session(model: onnx.ModelProto) -> Callable[[dict[str, np.ndarray]], np.
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody holds at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def serve_settings(repository: Path, **changes: Any) -> ServeSettings:

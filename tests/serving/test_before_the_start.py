@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,12 @@ from skillserve_serving import embedded, ownership
 from skillserve_serving.addresses import check_ports, connect_address, is_loopback, resolve
 from skillserve_serving.embedded import embedded_root, embedded_stub, lay_out_backends, shim_environment
 from skillserve_serving.installation import find_installation
+from skillserve_serving.launcher import Triton
 from skillserve_serving.ownership import owned_name, sweep
 from skillserve_serving.repository import read_repository
 from skillserve_serving.serverlog import ServerLog
+from skillserve_serving.session import _options
+from skillserve_serving.spec import ModelSpec
 
 
 def test_a_repository_is_read_with_versions_cards_and_probes(repository: Path) -> None:
@@ -39,11 +44,18 @@ def test_both_spellings_of_a_version_are_read(versions: str, repository: Path) -
     assert read_repository(repository)[0].versions == (1,)
 
 
+def test_hidden_folders_are_no_models(repository: Path) -> None:
+    """A draft of a model, for one."""
+    before = read_repository(repository)
+    shutil.copytree(repository / "skill_embedder", repository / ".skill_embedder")
+    assert read_repository(repository) == before
+
+
 def test_what_a_repository_lacks_is_named(repository: Path, tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match="no such folder"):
+    with pytest.raises(RepositoryError, match="No such file or directory"):
         read_repository(tmp_path / "nowhere")
     with pytest.raises(RepositoryError, match="no model in it"):
-        read_repository(repository / "skill_embedder")
+        read_repository(repository / "skill_embedder" / "1")
     graph = repository / "skill_embedder" / "1" / "model.onnx"
     for damage in (lambda: graph.write_bytes(b""), graph.unlink):
         damage()
@@ -56,6 +68,50 @@ def test_what_a_repository_lacks_is_named(repository: Path, tmp_path: Path) -> N
     (repository / "skill_embedder" / "card.json").unlink()
     with pytest.raises(CardError, match=r"card\.json"):
         read_repository(repository)
+
+
+def test_no_folder_of_a_repository_is_left_out_in_silence(repository: Path) -> None:
+    (repository / ".skill_embedder.draft").mkdir()
+    (repository / "notes.txt").touch()
+    assert len(read_repository(repository)) == 2
+    config = repository / "skill_reranker" / "config.pbtxt"
+    config.write_bytes(b'name: "\xff"')
+    with pytest.raises(RepositoryError, match=r"skill_reranker.*UTF-8"):
+        read_repository(repository)
+    config.unlink()
+    with pytest.raises(RepositoryError, match=r"skill_reranker`: got no config\.pbtxt"):
+        read_repository(repository)
+    config.mkdir()
+    with pytest.raises(RepositoryError, match=r"Is a directory.*skill_reranker/config\.pbtxt"):
+        read_repository(repository)
+
+
+def test_a_repository_without_an_embedder_is_served_with_a_warning(
+    tmp_path: Path, toys: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toys.write_model(tmp_path / "models", "skill_reranker")
+    Triton(toys.settings(tmp_path / "models"))
+    assert "no `skill_embedder`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("log", ["models", "models/skill_embedder/card.json/log"])
+def test_a_log_that_cannot_be_written_is_a_setting_to_correct(log: str, repository: Path, toys: Any) -> None:
+    with pytest.raises(ConfigError, match="--log-file"):
+        Triton(toys.settings(repository, log_file=repository.parent / log)).start()
+
+
+def test_a_temporary_folder_without_room_is_named(
+    repository: Path, toys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The temporary folder vanishes between two starts, as root is refused nothing by permissions."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ServerStartError, match=r"gone/skillserve-.*TMPDIR"):
+        Triton(toys.settings(repository)).start()
+
+
+def test_threads_of_the_runtime_rest_between_two_requests(toys: Any) -> None:
+    options = _options(ModelSpec.from_config(toys.config()).session)
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_a_repository_that_follows_the_newest_version_is_refused(repository: Path) -> None:

@@ -22,7 +22,6 @@ import pytest
 
 from skillserve.errors import ConfigError, RepositoryError, ServerError, ServerStartError
 from skillserve_serving.embedded import embedded_root, embedded_stub
-from skillserve_serving.health import Health
 from skillserve_serving.launcher import Triton, running_server
 from skillserve_serving.ownership import SHARED_MEMORY, sweep
 from skillserve_serving.supervisor import Event, Limits, Supervisor
@@ -63,12 +62,6 @@ def counts(server: Triton, model: str) -> tuple[int, int]:
     with urllib.request.urlopen(f"{server.http_url}/v2/models/{model}/stats", timeout=10) as response:
         stats = json.loads(response.read())["model_stats"][0]
     return stats["inference_count"], stats["execution_count"]
-
-
-def stub_of(server: Triton, model: str) -> int:
-    """Process id of a model's stub."""
-    found = subprocess.run(["pgrep", "-P", str(server.pid), "-f", model], capture_output=True, text=True)
-    return int(found.stdout.split()[0])
 
 
 def group_is_alive(group: int) -> bool:
@@ -151,40 +144,6 @@ def test_a_failing_graph_is_an_error_of_one_request_and_tells_no_paths(trap: str
         assert status == 200
         np.testing.assert_allclose(rows[0], toys.naive("skill_reranker", [5, 6], [1, 1]), atol=TOLERANCE)
     assert server.health.probe(server.models[1]).state == "green"
-
-
-def test_a_killed_stub_turns_red_and_is_repaired_while_the_other_model_serves(server: Triton) -> None:
-    events: list[Event] = []
-    supervisor = Supervisor(server, tell=events.append)
-    supervisor.check()
-    assert events == []
-    pid = server.pid
-    os.kill(stub_of(server, "skill_embedder"), signal.SIGKILL)
-    assert server.health.ready("skill_embedder"), "this is why readiness proves nothing"
-    supervisor.check()
-    assert [(event.kind, event.model) for event in events] == [
-        ("unhealthy", "skill_embedder"),
-        ("repaired", "skill_embedder"),
-    ]
-    supervisor.check()
-    assert len(events) == 2
-    assert server.pid == pid
-
-
-def test_a_hanging_stub_counts_as_busy_first_and_is_repaired_when_nothing_moves(server: Triton) -> None:
-    """One late answer may be a long queue; a model that finishes nothing between two probes hangs."""
-    events: list[Event] = []
-    patient = server.health
-    server.health = Health(server.http_url, timeout_s=1)
-    try:
-        os.kill(stub_of(server, "skill_reranker"), signal.SIGSTOP)
-        supervisor = Supervisor(server, tell=events.append)
-        supervisor.check()
-        supervisor.check()
-    finally:
-        server.health = patient
-    assert [event.kind for event in events] == ["busy", "unhealthy", "repaired"]
-    assert {event.model for event in events} == {"skill_reranker"}
 
 
 def test_a_taken_port_is_named_with_its_holder(server: Triton, repository: Path, toys: Any) -> None:

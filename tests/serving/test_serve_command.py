@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from skillserve_serving.ownership import SHARED_MEMORY
 
 
@@ -67,7 +69,7 @@ def test_one_ready_line_then_events_then_a_clean_stop(repository: Path, toys: An
     assert list(SHARED_MEMORY.glob(f"skillserve-*-{child.pid}-*")) == []
 
 
-def test_people_get_one_line_and_a_signal_during_the_start_stops_cleanly(repository: Path, toys: Any) -> None:
+def test_people_get_one_line(repository: Path, toys: Any) -> None:
     with running(command(toys.settings(repository))) as child:
         assert child.stdout is not None
         line = child.stdout.readline()
@@ -77,14 +79,28 @@ def test_people_get_one_line_and_a_signal_during_the_start_stops_cleanly(reposit
         rest, talk = child.communicate(timeout=30)
         assert (child.returncode, rest) == (0, "")
         assert "development only" in talk
-    early = command(toys.settings(repository))
-    with running(early) as child:
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_during_the_start_stops_cleanly(number: signal.Signals, repository: Path, toys: Any) -> None:
+    with running(command(toys.settings(repository))) as child:
         assert child.stderr is not None
         assert "embedded Triton" in child.stderr.readline()
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(number)
         rest, _ = child.communicate(timeout=30)
         assert (child.returncode, rest) == (0, "")
     assert list(SHARED_MEMORY.glob(f"skillserve-*-{child.pid}-*")) == []
+
+
+def test_under_nohup_a_lost_terminal_stops_nothing(repository: Path, toys: Any) -> None:
+    with running(["/usr/bin/nohup", *command(toys.settings(repository), "--json")]) as child:
+        assert child.stderr is not None
+        assert any("embedded Triton" in line for line in child.stderr)
+        child.send_signal(signal.SIGHUP)
+        assert events(child, 1)[0]["event"] == "ready"
+        child.send_signal(signal.SIGTERM)
+        child.communicate(timeout=30)
+        assert child.returncode == 0
 
 
 def test_a_repository_without_graph_exits_4_before_any_server_is_started(repository: Path, toys: Any) -> None:

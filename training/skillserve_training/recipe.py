@@ -1,6 +1,7 @@
 """A training run in full: the caller's settings, with what they leave open filled in for the role.
 
-Defaults were chosen on held-out skills of the sample catalogue's train split; the README has the figures.
+Defaults follow runs on held-out skills of the sample catalogue's train split, never the test split; the README has
+their figures and says how little they are worth.
 """
 
 from __future__ import annotations

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.config import IndexSettings, SearchSettings
 from skillserve.console import progress, talk
-from skillserve.errors import BundleError, CatalogueError, RepositoryError
+from skillserve.errors import BundleError, CatalogueError
 from skillserve.framing import RerankerTokens, mend
 from skillserve.records import Skill
 from skillserve.skillfile import read_skills
-from skillserve.tensors import MODEL_NAMES, Ids, Role
-from skillserve_client.bundle import Bundle, open_bundle, publish
+from skillserve.tensors import Ids, Role
+from skillserve_client.bundle import Bundle, live_version, open_bundle, publish
 from skillserve_client.corpus import Corpus
 from skillserve_client.index import FlatIndex
 from skillserve_client.manifest import (
@@ -33,14 +33,16 @@ from skillserve_client.manifest import (
     Quality,
     catalogue_digest,
 )
+from skillserve_client.models import Source, read_sources, require_unchanged
 from skillserve_client.quality import Judged, measure, read_judged
+from skillserve_client.shelf import locked, remove_old
 from skillserve_client.table import SkillTable
 from skillserve_client.tokens import embedder_tokens, reranker_tokens
-from skillserve_client.wire import Floats, Inference, ServedModel
+from skillserve_client.wire import Floats, Inference
 
 __all__ = ["Built", "build_bundle"]
 
-_TOKENIZER_FILE = "tokenizer.json"
+_TOKENIZERS: dict[Role, str] = {"embedder": EMBEDDER_TOKENIZER, "reranker": RERANKER_TOKENIZER}
 _SKILLS_AT_ONCE = 512
 """Skills tokenised between two ticks of the progress bar."""
 
@@ -53,16 +55,6 @@ class Built:
     quality: Quality | None
     current: bool
     """The live bundle already was this one; nothing was written."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A model of the repository, which the server was seen to run."""
-
-    card: ModelCard
-    card_json: bytes
-    tokenizer_json: bytes
-    served: ServedModel
 
 
 def build_bundle(
@@ -78,14 +70,16 @@ def build_bundle(
     """Build a bundle from a catalogue and make it the live one, unless the live one already is this one.
 
     With `queries` (and `qrels`) the new bundle is measured before it is published. Everything that can be read is
-    read and checked before the server is asked for anything. Raises CatalogueError for faulty lines (all of them),
-    RepositoryError or CardError for a model repository that is not the server's, ServerError, and BundleError if
-    the disk does not take it; the live bundle is untouched by any of them.
+    read and checked before the server is asked for anything. Of two runs at once the second to finish is refused,
+    unless forced. Raises CatalogueError for faulty lines (all of them), RepositoryError or CardError for a model
+    repository that is not the server's, ServerError, and BundleError if the disk does not take it; the live bundle
+    is untouched by any of them.
     """
     index = index or IndexSettings()
+    live_before = live_version(index.bundles)  # before the catalogue is read, so that an older one cannot win
     skills = [_mended(skill, catalogue) for skill in read_skills(catalogue)]
     judged = read_judged(queries, qrels) if queries else None
-    sources = _sources(index.models, triton)
+    sources = read_sources(index.models, triton)
     digest = catalogue_digest(skills)
     if not force and (live := _live(index.bundles)) is not None and _is_current(live, digest, sources, judged):
         return Built(manifest=live.manifest, quality=live.quality, current=True)
@@ -98,21 +92,31 @@ def build_bundle(
         files |= {RERANKER_CARD: sources["reranker"].card_json, RERANKER_TOKENIZER: sources["reranker"].tokenizer_json}
     if quality is not None:
         files[QUALITY_FILE] = (quality.model_dump_json(indent=2) + "\n").encode()
-    manifest = publish(
-        index.bundles,
-        files=files,
-        num_skills=len(skills),
-        dim=corpus.index.dim,
-        catalogue=digest,
-        models={
-            role: ModelEntry(digest=source.card.digest, served_version=source.served.version)
-            for role, source in sources.items()
-        },
-    )
+    require_unchanged(sources, triton)
+    with locked(index.bundles):
+        if not force and (live_now := live_version(index.bundles)) != live_before:
+            raise BundleError(
+                f"folder of bundles `{index.bundles}`",
+                got=f"{live_now or 'no bundle'}, which became the live one during this run",
+                wanted=f"{live_before or 'no bundle'}, as at its start",
+                fix="Run the command again; with --force this run's catalogue wins.",
+            )
+        manifest = publish(
+            index.bundles,
+            files=files,
+            num_skills=len(skills),
+            dim=corpus.index.dim,
+            catalogue=digest,
+            models={
+                role: ModelEntry(digest=source.card.digest, served_version=source.served.version)
+                for role, source in sources.items()
+            },
+        )
+        remove_old(index.bundles, keep=index.keep, always=frozenset({manifest.version, manifest.parent}))
     return Built(manifest=manifest, quality=quality, current=False)
 
 
-def _corpus(skills: Sequence[Skill], sources: dict[Role, _Source], triton: Inference) -> Corpus:
+def _corpus(skills: Sequence[Skill], sources: dict[Role, Source], triton: Inference) -> Corpus:
     embedder = embedder_tokens(sources["embedder"].card, sources["embedder"].tokenizer_json)
     reranker: RerankerTokens | None = None
     if "reranker" in sources:
@@ -120,7 +124,7 @@ def _corpus(skills: Sequence[Skill], sources: dict[Role, _Source], triton: Infer
     sequences = _tokenised(embedder.skills, skills, "tokenising for the embedder")
     rerank_ids = _tokenised(reranker.skills, skills, "tokenising for the reranker") if reranker else None
     return Corpus(
-        index=FlatIndex.build(_embedded(sequences, triton)),
+        index=FlatIndex.build(_embedded(sequences, triton, sources["embedder"].card.digest)),
         skills=SkillTable.build(skills, rerank_ids),
         embedder=embedder,
         reranker=reranker,
@@ -137,60 +141,47 @@ def _tokenised(tokenise: Callable[[Sequence[Skill]], list[Ids]], skills: Sequenc
     return sequences
 
 
-def _embedded(sequences: Sequence[Ids], triton: Inference) -> Floats:
+def _embedded(sequences: Sequence[Ids], triton: Inference, digest: str) -> Floats:
     """Embeddings in the given order; sent longest first, so that requests are uniform and memory peaks at the start."""
     order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")
     with progress("embedding skills", len(sequences)) as bar:
-        vectors = triton.infer("embedder", [sequences[i] for i in order], progress=bar.advance)
+        vectors = triton.infer("embedder", [sequences[i] for i in order], progress=bar.advance, digest=digest)
     restored = np.empty_like(vectors)
     restored[order] = vectors
     return restored
 
 
-def _sources(repository: Path, triton: Inference) -> dict[Role, _Source]:
-    """The models of the repository, each compared with the server; a repository may hold no reranker."""
-    sources: dict[Role, _Source] = {}
-    for role, name in MODEL_NAMES.items():
-        folder = repository / name
-        if role == "reranker" and not (folder / CARD_FILE).exists():
-            continue
-        card = read_card(folder)
-        try:
-            tokenizer_json = (folder / _TOKENIZER_FILE).read_bytes()
-        except OSError as error:
-            raise RepositoryError(
-                f"model folder `{folder}`",
-                got=f"no {_TOKENIZER_FILE} ({error.strerror})",
-                wanted="a model written by `skillserve export`",
-                fix="Export the model again: skillserve export WEIGHTS",
-            ) from error
-        served = triton.served(role)
-        if served.digest != card.digest or card.role != role:
-            raise RepositoryError(
-                f"model folder `{folder}`, {card.role} {card.short_digest}",
-                got=f"a server that runs {role} {served.digest[:12]}",
-                wanted="a server that runs this repository",
-                fix=f"Restart it: skillserve serve --repository {repository}; or name its repository with --models",
-            )
-        sources[role] = _Source(card, (folder / CARD_FILE).read_bytes(), tokenizer_json, served)
-    return sources
-
-
 def _live(root: Path) -> Bundle | None:
     """The live bundle; a damaged one counts as none, and is replaced."""
-    if not (root / CURRENT).exists():
-        return None
     try:
+        if not (root / CURRENT).exists():
+            return None
         return open_bundle(root)
+    except OSError as error:
+        raise BundleError(
+            f"folder of bundles `{root}`",
+            got=error.strerror or str(error),
+            wanted="a folder that can be read",
+            fix="Correct its permissions, or name another one: --bundles FOLDER",
+        ) from error
     except BundleError as error:
         talk(f"The live bundle cannot be used and is built anew: {error.subject}: {error.got}.")
         return None
 
 
-def _is_current(live: Bundle, digest: str, sources: dict[Role, _Source], judged: Judged | None) -> bool:
+def _is_current(live: Bundle, digest: str, sources: dict[Role, Source], judged: Judged | None) -> bool:
     measured = judged is None or (live.quality is not None and live.quality.queries_digest == judged.digest)
     models = {role: source.card.digest for role, source in sources.items()}
-    return measured and live.manifest.catalogue_digest == digest and live.digests == models
+    return (
+        measured
+        and live.manifest.catalogue_digest == digest
+        and live.digests == models
+        # The digest covers the tokenizer of the weights; this asks for the bytes that were served with them.
+        and all(
+            live.manifest.files[_TOKENIZERS[role]].sha256 == hashlib.sha256(source.tokenizer_json).hexdigest()
+            for role, source in sources.items()
+        )
+    )
 
 
 def _mended(skill: Skill, catalogue: Path) -> Skill:

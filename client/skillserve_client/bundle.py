@@ -145,19 +145,19 @@ def open_bundle(path: Path) -> Bundle:
     pointer_file = path / CURRENT
     anchor: Pointer | None = None
     folder = path
-    if pointer_file.exists():
-        try:
-            anchor = Pointer.parse(pointer_file.read_bytes().decode())
-        except (OSError, ValueError) as error:
-            raise _damaged(pointer_file, str(error).splitlines()[0], "`<version> <sha256 of its manifest>`") from error
+    try:
+        anchor = Pointer.parse(pointer_file.read_bytes().decode())
         folder = path / anchor.version
-    elif not (path / MANIFEST_FILE).exists():
-        raise BundleError(
-            f"bundle `{path}`",
-            got=f"neither {CURRENT} nor {MANIFEST_FILE}",
-            wanted="a folder of bundles, or one bundle",
-            fix=f"Build one: skillserve index CATALOGUE --bundles {path}",
-        )
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not (path / MANIFEST_FILE).exists():
+            raise BundleError(
+                f"bundle `{path}`",
+                got=f"neither {CURRENT} nor {MANIFEST_FILE}",
+                wanted="a folder of bundles, or one bundle",
+                fix=f"Build one: skillserve index CATALOGUE --bundles {path}",
+            ) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(pointer_file, str(error).splitlines()[0], "`<version> <sha256 of its manifest>`") from error
     manifest = _read_manifest(folder / MANIFEST_FILE, anchor)
     contents = {name: _read_verified(folder / name, entry) for name, entry in manifest.files.items()}
     return _assemble(folder, manifest, contents)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,6 +78,8 @@ def search(
             "option --run-out", got="requests without ids", wanted="--file as well", fix="Add --file FILE.jsonl."
         )
     requests = _requests(query, file)
+    if run_out:
+        _require_writable(run_out)
     run: list[str] = []
     for request, answer in _answers(requests, settings):
         if run_out:
@@ -85,7 +89,10 @@ def search(
         elif not run_out:
             _show_answer(request, answer, titled=len(requests) > 1)
     if run_out:
-        write_text(run_out, "".join(run))
+        try:
+            write_text(run_out, "".join(run))
+        except OSError as error:
+            raise _unwritable(run_out, error) from error
         talk(f"{len(requests)} rankings written to {run_out}")
 
 
@@ -130,6 +137,27 @@ def _run_lines(request: Query, answer: Answer) -> Iterator[str]:
                     fix="Use --json instead of --run-out, or change the id.",
                 )
         yield f"{request.id} Q0 {hit.skill_id} {hit.rank} {len(answer.hits) - hit.rank + 1} {RUN_TAG}\n"
+
+
+def _require_writable(path: Path) -> None:
+    """Find out before searching whether the run can be written; nothing remains of the attempt."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"option --run-out `{path}`",
+        got=error.strerror or str(error),
+        wanted="a file that can be written",
+        fix="Name another file: --run-out FILE",
+    )
 
 
 def _show_built(built: Built, root: Path, *, as_json: bool) -> None:

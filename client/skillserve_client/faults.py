@@ -59,6 +59,9 @@ _LOST = (
     "endpoint closing",
 )
 
+_NO_GRPC = ("socket closed", "settings frame")
+"""What is heard when something answers that does not speak gRPC, an HTTP port for example."""
+
 _WANTED: dict[type[SkillserveError], tuple[str, str]] = {
     ServerOverloaded: (
         "room in its queue",
@@ -91,6 +94,9 @@ def translate(status: str | None, message: str | None, *, subject: str) -> Skill
     elif code == "RESOURCE_EXHAUSTED" and any(words in lowered for words in _TOO_LARGE):
         kind = RequestRejected
     wanted, fix = _WANTED[kind]
+    if kind is ServerUnreachable and any(words in lowered for words in _NO_GRPC):
+        wanted = "a gRPC server; something answers there and hangs up"
+        fix = "If it runs, it is not gRPC that listens there: `skillserve serve` prints its gRPC address (--url)."
     return kind(subject, got=f"{code}: {text}", wanted=wanted, fix=fix)
 
 
@@ -105,12 +111,17 @@ class Attempts:
     most_retries: int = 2
     first_pause_s: float = 0.1
     num_retries: int = 0
+    asked_again: bool = False
 
     def pause_before_retry(self, error: SkillserveError, remaining_s: float) -> float | None:
         """Seconds to wait before sending again, with full jitter; None if the error stands.
 
-        Only a lost connection is tried again, and only if the pause ends before the deadline.
+        A lost connection is tried again if the pause ends before the deadline. An absent model is asked for again
+        once, since the server may have gone on to another version of it.
         """
+        if isinstance(error, RepositoryError) and not self.asked_again:
+            self.asked_again = True
+            return 0.0
         if self.num_retries >= self.most_retries or not _is_lost_connection(error):
             return None
         ceiling = self.first_pause_s * 2**self.num_retries

@@ -71,8 +71,8 @@ def proceed(plan: Plan, outcome: Floats | SkillserveError | None) -> Step | Answ
 def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
     """The steps of one search. Raises QueryError for a blank query, and the server's error if embedding fails.
 
-    The deadline bounds reranking only. Without an embedding there is nothing to answer with, so that step keeps
-    the client's timeout: an answer late by one short inference beats an error.
+    The deadline bounds both inferences. A reranking that would pass it is left out; without an embedding there is
+    nothing to answer with, which is DeadlineExceeded.
     """
     corpus, watch = bundle.corpus, _Stopwatch()
     deadline = None if settings.deadline_ms is None else watch.started + settings.deadline_ms / 1000
@@ -82,7 +82,10 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
     notes = [*([reason] if reason else []), *_truncation(read, pair_side)]
     watch.lap("tokenise")
 
-    vectors = yield Step("embedder", [read.ids])
+    try:
+        vectors = yield Step("embedder", [read.ids], deadline)
+    except DeadlineExceeded as error:
+        raise (error if deadline is None else _too_late("embedding the request", error.got)) from error
     watch.lap("embed")
 
     found = corpus.index.search(vectors, max(settings.candidates, settings.top_k, depth))
@@ -94,7 +97,7 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
     if pair_side is not None:
         try:
             if deadline is not None and deadline - time.monotonic() < _LEAST_RERANK_S:
-                raise _too_late()
+                raise _too_late("reranking", "no time left")
             scores = yield Step("reranker", corpus.pairs(pair_side.ids, rows[:depth].tolist()), deadline)
         except FAILURES as error:
             status = "degraded"
@@ -191,7 +194,5 @@ def _why(error: SkillserveError, deadline_ms: float | None) -> str:
     return f"the reranker failed ({type(error).__name__}: {error.got})"
 
 
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded(
-        "reranking", got="no time left", wanted="an answer in time", fix="Allow more time: --deadline-ms"
-    )
+def _too_late(subject: str, got: str) -> DeadlineExceeded:
+    return DeadlineExceeded(subject, got=got, wanted="an answer in time", fix="Allow more time: --deadline-ms")

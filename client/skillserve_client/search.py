@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from skillserve.config import ClientSettings, IndexSettings, SearchSettings
 from skillserve.errors import BundleError, ConfigError, SkillserveError
@@ -58,6 +58,15 @@ class _Search:
                 )
         return self.settings.model_copy(update=changes)
 
+    def _call(self, step: Step) -> dict[str, Any]:
+        """Arguments of `infer`. The digest goes along, since a server may be restarted with another model."""
+        return {
+            "role": step.role,
+            "sequences": step.sequences,
+            "timeout_s": step.timeout_s,
+            "digest": self.bundle.digests[step.role],
+        }
+
 
 class Searcher(_Search):
     """Answers requests from one bundle through one server; safe to share between threads.
@@ -92,12 +101,15 @@ class Searcher(_Search):
         return searcher
 
     def search(self, query: str, *, top_k: int | None = None, deadline_ms: float | None = None) -> Answer:
-        """The skills that fit a request, best first; raises QueryError, or ServerError if embedding fails."""
+        """The skills that fit a request, best first.
+
+        Raises QueryError, ServerError if embedding fails, and BundleError if the server changed to another model.
+        """
         plan = plan_search(self.bundle, query, self._with(top_k, deadline_ms))
         outcome: Floats | SkillserveError | None = None
         while isinstance(step := proceed(plan, outcome), Step):
             try:
-                outcome = self._triton.infer(step.role, step.sequences, timeout_s=step.timeout_s)
+                outcome = self._triton.infer(**self._call(step))
             except FAILURES as error:
                 outcome = error
         return step
@@ -162,7 +174,7 @@ class AsyncSearcher(_Search):
         outcome: Floats | SkillserveError | None = None
         while isinstance(step := proceed(plan, outcome), Step):
             try:
-                outcome = await self._triton.infer(step.role, step.sequences, timeout_s=step.timeout_s)
+                outcome = await self._triton.infer(**self._call(step))
             except FAILURES as error:
                 outcome = error
         return step

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -13,14 +15,15 @@ import grpc  # type: ignore[import-untyped]  # ships no type information
 import numpy as np
 import tritonclient.grpc as blocking
 import tritonclient.grpc.aio as waiting
-from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from skillserve.config import ClientSettings
-from skillserve.errors import ConfigError, DeadlineExceeded, ServerUnreachable, SkillserveError
+from skillserve.errors import RepositoryError, ServerUnreachable, SkillserveError
 from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Ids, Role
+from skillserve_client.calls import Calls
 from skillserve_client.faults import Attempts, translate
-from skillserve_client.wire import Floats, Progress, ServedModel, Statistics, collect, cut, encode
+from skillserve_client.slots import Slots
+from skillserve_client.wire import Floats, Progress, ServedModel, Statistics, collect, cut, encode, require_digest
 
 __all__ = ["AsyncTriton", "Triton"]
 
@@ -37,7 +40,8 @@ _CHANNEL_ARGS = [
     ("grpc.http2.max_pings_without_data", 2),
     # A lost connection is dialled again within our own pauses; the default waits a second.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # Not a pause, whatever its name says: how long one attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 
@@ -45,34 +49,8 @@ _VENDOR_ERRORS = (InferenceServerException, grpc.RpcError, grpc.aio.UsageError, 
 """What a call may raise; ValueError and UsageError come from a channel that was closed."""
 
 
-class _Requests:
+class _Requests(Calls):
     """Everything about a call except sending it."""
-
-    def __init__(self, settings: ClientSettings) -> None:
-        if "://" in settings.url or ":" not in settings.url:
-            raise ConfigError(
-                "setting client.url",
-                got=repr(settings.url),
-                wanted="host:port of the server's gRPC port, without a scheme",
-                fix="For example: --url 127.0.0.1:8001",
-            )
-        self.settings = settings
-        self.subject = f"server at {settings.url}"
-        self.models: dict[Role, ServedModel] = {}
-
-    def described(
-        self, role: Role, config: model_config_pb2.ModelConfig, metadata: service_pb2.ModelMetadataResponse
-    ) -> ServedModel:
-        """Read the configuration and metadata messages of a model."""
-        model = ServedModel.from_config(
-            role,
-            version=max(metadata.versions, key=int, default=""),
-            parameters={key: value.string_value for key, value in config.parameters.items()},
-            output_dims=config.output[0].dims,
-            max_batch_size=config.max_batch_size,
-        )
-        self.models[role] = model
-        return model
 
     def arguments(self, model: ServedModel, sequences: Sequence[Ids]) -> dict[str, Any]:
         """Keyword arguments of tritonclient's `infer`."""
@@ -95,43 +73,14 @@ class _Requests:
     def error(self, error: Exception) -> SkillserveError:
         """Translate whatever a call raised."""
         if isinstance(error, InferenceServerException):
-            return translate(error.status(), error.message(), subject=self.subject)
-        if isinstance(error, grpc.RpcError):
-            return translate(str(error.code()), error.details(), subject=self.subject)
-        return ServerUnreachable(
-            self.subject, got=str(error), wanted="an open connection", fix="Connect again: this client was closed."
-        )
-
-    def remaining(self, deadline: float) -> float:
-        """Seconds until the deadline (a monotonic moment); raises DeadlineExceeded when there are none."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded(
-                self.subject,
-                got="no time left to send the request",
-                wanted="an answer in time",
-                fix="Allow more time (--timeout-s).",
-            )
-        return left
-
-    def moment(self, timeout_s: float | None, *, num_beside: int = 1) -> float:
-        """The deadline of a call that starts now, beside others of ours that the server may answer before it."""
-        return time.monotonic() + (self.settings.timeout_s * num_beside if timeout_s is None else timeout_s)
-
-    def num_beside(self, slices: Sequence[slice]) -> int:
-        """Requests of one bulk call that are in flight together."""
-        return min(self.settings.num_in_flight, len(slices))
-
-    def statistics(self, message: service_pb2.ModelStatisticsResponse) -> Statistics:
-        """Sum a statistics message over the versions of its model."""
-        rows = message.model_stats
-        return Statistics(
-            num_requests=sum(row.inference_stats.success.count for row in rows),
-            num_failed=sum(row.inference_stats.fail.count for row in rows),
-            num_executions=sum(row.execution_count for row in rows),
-            queue_ms=sum(row.inference_stats.queue.ns for row in rows) / 1e6,
-            compute_ms=sum(row.inference_stats.compute_infer.ns for row in rows) / 1e6,
-        )
+            ours = translate(error.status(), error.message(), subject=self.subject)
+        elif isinstance(error, grpc.RpcError):
+            ours = translate(str(error.code()), error.details(), subject=self.subject)
+        else:
+            ours = self.closed(str(error))
+        if isinstance(ours, ServerUnreachable | RepositoryError):
+            self.forget()
+        return ours
 
 
 class Triton:
@@ -144,18 +93,12 @@ class Triton:
     def __init__(self, settings: ClientSettings | None = None) -> None:
         self._requests = _Requests(settings or ClientSettings())
         self._client = blocking.InferenceServerClient(self._requests.settings.url, channel_args=_CHANNEL_ARGS)
-        self._pool = ThreadPoolExecutor(self._requests.settings.num_in_flight, thread_name_prefix="skillserve")
+        self._slots = Slots(self._requests.settings.num_in_flight)
 
     def served(self, role: Role) -> ServedModel:
         """Describe the model of a role, asked anew each time; raises RepositoryError if there is none."""
         deadline = self._requests.moment(None)
-        config = self._call(
-            lambda left: self._client.get_model_config(MODEL_NAMES[role], client_timeout=left), deadline
-        )
-        metadata = self._call(
-            lambda left: self._client.get_model_metadata(MODEL_NAMES[role], client_timeout=left), deadline
-        )
-        return self._requests.described(role, config.config, metadata)
+        return self._call(lambda: self._describe(role, deadline), deadline)
 
     def infer(
         self,
@@ -164,50 +107,55 @@ class Triton:
         *,
         timeout_s: float | None = None,
         progress: Progress | None = None,
+        digest: str | None = None,
     ) -> Floats:
         """Embeddings `[n, D]` or scores `[n]`, in the order of the sequences.
 
         `timeout_s` bounds the whole call. Without it each request may take the settings' timeout, times the
         number in flight, since a server that works through them in turn lets the last one wait for the others.
-        After a failure nothing more is sent.
+        All calls of a client share its `num_in_flight`, in the order in which they ask. After a failure nothing
+        more is sent. With `digest`, a server that runs another model is a BundleError.
         """
-        model = self._requests.models.get(role) or self.served(role)
+        deadline = None if timeout_s is None else self._requests.moment(timeout_s)
+        first = self._requests.moment(None) if deadline is None else deadline
+        model = self._call(lambda: self._model(role, digest, first), first)
         if not sequences:
             return model.no_rows()
         slices = cut(sequences, model, self._requests.settings.max_request_tokens)
-        deadline = None if timeout_s is None else self._requests.moment(timeout_s)
-        if len(slices) == 1:
-            rows = self._send(model, sequences, deadline, 1)
-            if progress:
-                progress(len(sequences))
-            return rows
         beside = self._requests.num_beside(slices)
-        futures: list[Future[Floats]] = [
-            self._pool.submit(self._send, model, sequences[s], deadline, beside) for s in slices
-        ]
+
+        def part(chosen: slice) -> Floats:
+            moment = self._requests.moment(None, num_beside=beside) if deadline is None else deadline
+            with self._slot(moment):
+                return self._call(lambda: self._send(role, sequences[chosen], digest, moment), moment)
+
+        if len(slices) == 1:
+            rows = part(slices[0])
+            if progress:
+                progress(len(rows))
+            return rows
+        # Threads of this call alone: in a shared pool, one call would stand behind all of another's requests.
+        pool = ThreadPoolExecutor(beside, thread_name_prefix="skillserve")
         parts: list[Floats] = []
         try:
-            for future in futures:
+            for future in [pool.submit(part, chosen) for chosen in slices]:
                 parts.append(future.result())
                 if progress:
                     progress(len(parts[-1]))
         finally:
-            for future in futures:
-                future.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
         return np.concatenate(parts)
 
     def statistics(self, role: Role) -> Statistics:
         """Totals of a model since the server started."""
-        deadline = self._requests.moment(None)
-        return self._requests.statistics(
-            self._call(
-                lambda left: self._client.get_inference_statistics(MODEL_NAMES[role], client_timeout=left), deadline
-            )
+        deadline, left = self._requests.moment(None), self._requests.remaining
+        name = MODEL_NAMES[role]
+        return Statistics.from_message(
+            self._call(lambda: self._client.get_inference_statistics(name, client_timeout=left(deadline)), deadline)
         )
 
     def close(self) -> None:
         """Close the connection; calls that are still waiting fail."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
     def __enter__(self) -> Self:
@@ -218,18 +166,40 @@ class Triton:
     ) -> None:
         self.close()
 
-    def _send(self, model: ServedModel, sequences: Sequence[Ids], deadline: float | None, beside: int) -> Floats:
-        moment = self._requests.moment(None, num_beside=beside) if deadline is None else deadline
+    def _model(self, role: Role, digest: str | None, deadline: float) -> ServedModel:
+        model = self._requests.known(role) or self._describe(role, deadline)
+        require_digest(model, digest, subject=self._requests.subject)
+        return model
+
+    def _describe(self, role: Role, deadline: float) -> ServedModel:
+        name, left = MODEL_NAMES[role], self._requests.remaining
+        config = self._client.get_model_config(name, client_timeout=left(deadline))
+        metadata = self._client.get_model_metadata(name, client_timeout=left(deadline))
+        return self._requests.described(role, config.config, metadata)
+
+    def _send(self, role: Role, sequences: Sequence[Ids], digest: str | None, deadline: float) -> Floats:
+        """One attempt at one request; after a lost connection it begins with asking who is there."""
+        model = self._model(role, digest, deadline)
         arguments = self._requests.arguments(model, sequences)
-        result = self._call(lambda left: self._client.infer(**arguments, client_timeout=left), moment)
+        result = self._client.infer(**arguments, client_timeout=self._requests.remaining(deadline))
         return self._requests.rows(result, len(sequences), model)
 
-    def _call(self, send: Callable[[float], Reply], deadline: float) -> Reply:
+    @contextmanager
+    def _slot(self, deadline: float) -> Iterator[None]:
+        try:
+            self._slots.take(self._requests.remaining(deadline))
+        except TimeoutError as error:
+            raise self._requests.full() from error
+        try:
+            yield
+        finally:
+            self._slots.give()
+
+    def _call(self, attempt: Callable[[], Reply], deadline: float) -> Reply:
         attempts = Attempts()
         while True:
-            left = self._requests.remaining(deadline)
             try:
-                return send(left)
+                return attempt()
             except _VENDOR_ERRORS as cause:
                 error = self._requests.error(cause)
                 pause = attempts.pause_before_retry(error, deadline - time.monotonic())
@@ -244,17 +214,13 @@ class AsyncTriton:
     def __init__(self, settings: ClientSettings | None = None) -> None:
         self._requests = _Requests(settings or ClientSettings())
         self._client: waiting.InferenceServerClient | None = None
+        self._slots = asyncio.Semaphore(self._requests.settings.num_in_flight)
+        self._closed = False
 
     async def served(self, role: Role) -> ServedModel:
         """As `Triton.served`."""
         deadline = self._requests.moment(None)
-        config = await self._call(
-            lambda left: self._open().get_model_config(MODEL_NAMES[role], client_timeout=left), deadline
-        )
-        metadata = await self._call(
-            lambda left: self._open().get_model_metadata(MODEL_NAMES[role], client_timeout=left), deadline
-        )
-        return self._requests.described(role, config.config, metadata)
+        return await self._call(lambda: self._describe(role, deadline), deadline)
 
     async def infer(
         self,
@@ -263,41 +229,49 @@ class AsyncTriton:
         *,
         timeout_s: float | None = None,
         progress: Progress | None = None,
+        digest: str | None = None,
     ) -> Floats:
         """As `Triton.infer`; cancelling it cancels what is in flight."""
-        model = self._requests.models.get(role) or await self.served(role)
+        deadline = None if timeout_s is None else self._requests.moment(timeout_s)
+        first = self._requests.moment(None) if deadline is None else deadline
+        model = await self._call(lambda: self._model(role, digest, first), first)
         if not sequences:
             return model.no_rows()
         slices = cut(sequences, model, self._requests.settings.max_request_tokens)
-        deadline = None if timeout_s is None else self._requests.moment(timeout_s)
         beside = self._requests.num_beside(slices)
-        gate = asyncio.Semaphore(self._requests.settings.num_in_flight)
+        parts: dict[int, Floats] = {}
+        queue = iter(enumerate(slices))
 
-        async def part(chosen: slice) -> Floats:
-            async with gate:
-                rows = await self._send(model, sequences[chosen], deadline, beside)
-            if progress:
-                progress(len(rows))
-            return rows
+        async def work() -> None:
+            for i, chosen in queue:  # shared by the workers, so that one call never has more than them in line
+                moment = self._requests.moment(None, num_beside=beside) if deadline is None else deadline
+                async with self._slot(moment):
+                    send = functools.partial(self._send, role, sequences[chosen], digest, moment)
+                    parts[i] = await self._call(send, moment)
+                if progress:
+                    progress(len(parts[i]))
 
-        tasks = [asyncio.create_task(part(chosen)) for chosen in slices]
+        tasks = [asyncio.create_task(work()) for _ in range(beside)]
         try:
-            return np.concatenate(await asyncio.gather(*tasks))
+            await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
+        return np.concatenate([parts[i] for i in range(len(slices))])
 
     async def statistics(self, role: Role) -> Statistics:
         """As `Triton.statistics`."""
-        deadline = self._requests.moment(None)
-        return self._requests.statistics(
+        deadline, left = self._requests.moment(None), self._requests.remaining
+        name = MODEL_NAMES[role]
+        return Statistics.from_message(
             await self._call(
-                lambda left: self._open().get_inference_statistics(MODEL_NAMES[role], client_timeout=left), deadline
+                lambda: self._open().get_inference_statistics(name, client_timeout=left(deadline)), deadline
             )
         )
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; calls that are still waiting fail."""
+        self._closed = True
         if self._client is not None:
             await self._client.close()
 
@@ -309,23 +283,51 @@ class AsyncTriton:
     ) -> None:
         await self.close()
 
-    async def _send(self, model: ServedModel, sequences: Sequence[Ids], deadline: float | None, beside: int) -> Floats:
-        moment = self._requests.moment(None, num_beside=beside) if deadline is None else deadline
+    async def _model(self, role: Role, digest: str | None, deadline: float) -> ServedModel:
+        model = self._requests.known(role) or await self._describe(role, deadline)
+        require_digest(model, digest, subject=self._requests.subject)
+        return model
+
+    async def _describe(self, role: Role, deadline: float) -> ServedModel:
+        name, left = MODEL_NAMES[role], self._requests.remaining
+        config = await self._open().get_model_config(name, client_timeout=left(deadline))
+        metadata = await self._open().get_model_metadata(name, client_timeout=left(deadline))
+        return self._requests.described(role, config.config, metadata)
+
+    async def _send(self, role: Role, sequences: Sequence[Ids], digest: str | None, deadline: float) -> Floats:
+        model = await self._model(role, digest, deadline)
         arguments = self._requests.arguments(model, sequences)
-        result = await self._call(lambda left: self._open().infer(**arguments, client_timeout=left), moment)
+        result = await self._open().infer(**arguments, client_timeout=self._requests.remaining(deadline))
         return self._requests.rows(result, len(sequences), model)
+
+    @asynccontextmanager
+    async def _slot(self, deadline: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._requests.remaining(deadline)):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise self._requests.full() from error
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     def _open(self) -> waiting.InferenceServerClient:
         if self._client is None:  # made here and not in __init__: gRPC binds it to the running loop
             self._client = waiting.InferenceServerClient(self._requests.settings.url, channel_args=_CHANNEL_ARGS)
         return self._client
 
-    async def _call(self, send: Callable[[float], Awaitable[Reply]], deadline: float) -> Reply:
+    async def _call(self, attempt: Callable[[], Awaitable[Reply]], deadline: float) -> Reply:
         attempts = Attempts()
         while True:
-            left = self._requests.remaining(deadline)
             try:
-                return await send(left)
+                return await attempt()
+            except asyncio.CancelledError as cause:
+                task = asyncio.current_task()
+                if not self._closed or (task is not None and task.cancelling()):
+                    raise
+                # gRPC cancels what is in flight when its channel is closed; our caller was not cancelled.
+                raise self._requests.closed("the connection closed during the call") from cause
             except _VENDOR_ERRORS as cause:
                 error = self._requests.error(cause)
                 pause = attempts.pause_before_retry(error, deadline - time.monotonic())

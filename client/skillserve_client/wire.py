@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from skillserve.errors import RepositoryError, RequestRejected
+from skillserve.errors import BundleError, RepositoryError, RequestRejected
 from skillserve.tensors import (
     DIGEST_PARAMETER,
     INPUT_IDS,
@@ -40,6 +40,7 @@ __all__ = [
     "collect",
     "cut",
     "encode",
+    "require_digest",
 ]
 
 Floats = npt.NDArray[np.float32]
@@ -131,6 +132,18 @@ class Statistics:
     queue_ms: float
     compute_ms: float
 
+    @classmethod
+    def from_message(cls, message: Any) -> Self:  # noqa: ANN401 -- protobuf's, which only one module may import
+        """Sum a statistics message over the versions of its model."""
+        rows = message.model_stats
+        return cls(
+            num_requests=sum(row.inference_stats.success.count for row in rows),
+            num_failed=sum(row.inference_stats.fail.count for row in rows),
+            num_executions=sum(row.execution_count for row in rows),
+            queue_ms=sum(row.inference_stats.queue.ns for row in rows) / 1e6,
+            compute_ms=sum(row.inference_stats.compute_infer.ns for row in rows) / 1e6,
+        )
+
 
 class Inference(Protocol):
     """What search and indexing need of a server; `Triton` is one, and so is anything that computes in-process."""
@@ -146,8 +159,12 @@ class Inference(Protocol):
         *,
         timeout_s: float | None = None,
         progress: Progress | None = None,
+        digest: str | None = None,
     ) -> Floats:
-        """Embeddings `[n, D]` or scores `[n]`, in the order of the sequences; raises ServerError."""
+        """Embeddings `[n, D]` or scores `[n]`, in the order of the sequences; raises ServerError.
+
+        `digest` is the model that the sequences are meant for; a server that runs another one is a BundleError.
+        """
         ...
 
 
@@ -165,9 +182,21 @@ class AsyncInference(Protocol):
         *,
         timeout_s: float | None = None,
         progress: Progress | None = None,
+        digest: str | None = None,
     ) -> Floats:
         """Embeddings `[n, D]` or scores `[n]`."""
         ...
+
+
+def require_digest(model: ServedModel, digest: str | None, *, subject: str) -> None:
+    """Refuse a model that is not the one that was meant; raises BundleError."""
+    if digest is not None and model.digest != digest:
+        raise BundleError(
+            subject,
+            got=f"{model.role} {model.digest[:12]}, version {model.version}",
+            wanted=f"{model.role} {digest[:12]}, which the bundle was built with and the server ran before",
+            fix="Open the searcher again with a bundle of the new model, or serve that model.",
+        )
 
 
 def cut(sequences: Sequence[Ids], model: ServedModel, max_request_tokens: int) -> list[slice]:

@@ -62,7 +62,7 @@ class ClientSettings(_Section):
     max_request_tokens: int = Field(
         4_096, gt=0, description="tokens per request in bulk work; the server joins requests, so small ones cost little"
     )
-    num_in_flight: int = Field(4, ge=1, description="requests sent before the first answer is awaited, in bulk work")
+    num_in_flight: int = Field(16, ge=1, description="requests of one client that may be in flight at once")
 
 
 class SearchSettings(_Section):

@@ -24,33 +24,17 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from skillserve.card import ModelCard
 from skillserve.config import ClientSettings, IndexSettings
-from skillserve.errors import SkillserveError
+from skillserve.errors import DeadlineExceeded, SkillserveError
 from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Ids, Role
 from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
-from skillserve_client.wire import Floats, Progress, ServedModel
+from skillserve_client.wire import Floats, Progress, ServedModel, require_digest
 
 DIM = 16
 SEP = 3
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [
-    "resize",
-    "image",
-    "images",
-    "photo",
-    "pdf",
-    "merge",
-    "table",
-    "sheet",
-    "email",
-    "send",
-    "git",
-    "commit",
-    "rust",
-    "tests",
-    "chart",
-    "plot",
-    "deploy",
-    "cloud",
+    *("resize", "image", "images", "photo", "pdf", "merge", "table", "sheet", "email"),
+    *("send", "git", "commit", "rust", "tests", "chart", "plot", "deploy", "cloud"),
 ]
 DIGESTS: dict[Role, str] = {"embedder": "e" * 64, "reranker": "f" * 64}
 
@@ -113,6 +97,7 @@ class FakeTriton:
 
     def __init__(self, digests: dict[Role, str] | None = None) -> None:
         self.digests = dict(DIGESTS if digests is None else digests)
+        self.version = "1"
         self.failures: dict[Role, SkillserveError] = {}
         self.delays_s: dict[Role, float] = {}
         self.score: Callable[[Ids], np.float32] = score_one
@@ -123,7 +108,7 @@ class FakeTriton:
         return ServedModel(
             role=role,
             name=MODEL_NAMES[role],
-            version="1",
+            version=self.version,
             layout="packed",
             digest=self.digests[role],
             dim=DIM if role == "embedder" else None,
@@ -134,11 +119,21 @@ class FakeTriton:
         )
 
     def infer(
-        self, role: Role, sequences: Sequence[Ids], *, timeout_s: float | None = None, progress: Progress | None = None
+        self,
+        role: Role,
+        sequences: Sequence[Ids],
+        *,
+        timeout_s: float | None = None,
+        progress: Progress | None = None,
+        digest: str | None = None,
     ) -> Floats:
         """Compute, or misbehave."""
         self.calls.append((role, list(sequences), timeout_s))
-        time.sleep(self.delays_s.get(role, 0.0))
+        require_digest(self.served(role), digest, subject="fake")
+        delay_s = self.delays_s.get(role, 0.0)
+        if timeout_s is not None and delay_s > timeout_s:
+            raise DeadlineExceeded("fake", got="no answer", wanted="one", fix="Wait.")
+        time.sleep(delay_s)
         if role in self.failures:
             raise self.failures[role]
         if progress:
@@ -151,8 +146,11 @@ class FakeTriton:
 class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     """A gRPC server with Triton's messages; `aborts` holds failures that are handed out before any answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.layout = "packed"
+        self.digests = dict(DIGESTS)
+        self.versions = ["2", "10"]
+        self.asked: list[str] = []
         self.parameters = {"skillserve_max_request_tokens": "64", "skillserve_max_sequence_tokens": "48"}
         self.aborts: list[tuple[grpc.StatusCode, str]] = []
         self.requests: list[dict[str, np.ndarray]] = []
@@ -160,12 +158,13 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.in_turn = False
         self.poison: int | None = None
         self.most_at_once = 0
+        self.arrived = threading.Event()
         self._at_once = 0
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._server = grpc.server(futures.ThreadPoolExecutor(16))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.url = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         self._server.start()
 
     def stop(self) -> None:
@@ -175,11 +174,12 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         """The configuration with skillserve's parameters."""
         role = _role(request.name, context)
+        self.asked.append(role)
         response = service_pb2.ModelConfigResponse()
         response.config.name = request.name
         response.config.max_batch_size = 4
         response.config.output.add(dims=[-1, DIM] if role == "embedder" else [-1])
-        parameters = {"skillserve_digest": DIGESTS[role], "skillserve_layout": self.layout, **self.parameters}
+        parameters = {"skillserve_digest": self.digests[role], "skillserve_layout": self.layout, **self.parameters}
         for key, value in parameters.items():
             response.config.parameters[key].string_value = value
         return response
@@ -187,7 +187,7 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Two versions; as text, the older sorts last."""
         _role(request.name, context)
-        return service_pb2.ModelMetadataResponse(name=request.name, versions=["2", "10"])
+        return service_pb2.ModelMetadataResponse(name=request.name, versions=self.versions)
 
     def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Fixed totals."""
@@ -202,11 +202,14 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         """Abort if one is due, else compute."""
         with self._lock:
             self._at_once += 1
+            self.arrived.set()
             self.most_at_once = max(self.most_at_once, self._at_once)
             abort = self.aborts.pop(0) if self.aborts else None
         try:
             if abort:
                 context.abort(*abort)
+            if request.model_version not in self.versions:
+                context.abort(grpc.StatusCode.NOT_FOUND, f"unknown model, version {request.model_version}")
             with self._turn if self.in_turn else nullcontext():
                 time.sleep(self.delay_s)
             return self._answer(_role(request.model_name, context), request)
@@ -250,6 +253,11 @@ def fake() -> FakeTriton:
 @pytest.fixture
 def new_fake() -> type[FakeTriton]:
     return FakeTriton
+
+
+@pytest.fixture
+def new_wire_server() -> type[WireServer]:
+    return WireServer
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 
 from skillserve.config import IndexSettings
-from skillserve.errors import CardError, CatalogueError, RepositoryError, ServerUnreachable
+from skillserve.errors import BundleError, CatalogueError, RepositoryError, ServerUnreachable
 from skillserve_client import build_bundle, open_bundle
+from skillserve_client.shelf import locked
 
 
 def test_rows_stay_in_the_order_of_the_catalogue(bundles: Path, computed: Any) -> None:
@@ -80,7 +83,7 @@ def test_a_repository_without_an_embedder_or_tokenizer_is_refused(
     with pytest.raises(RepositoryError, match=r"tokenizer\.json"):
         build_bundle(catalogue, fake, index=world)
     (world.models / "skill_embedder" / "card.json").unlink()
-    with pytest.raises(CardError):
+    with pytest.raises(RepositoryError, match="--models"):
         build_bundle(catalogue, fake, index=world)
 
 
@@ -157,3 +160,110 @@ def test_requests_that_measure_nothing_are_refused(
     with pytest.raises(CatalogueError):
         build_bundle(catalogue, fake, index=world, queries=path)
     assert not world.bundles.exists()
+
+
+def record_export(world: IndexSettings) -> Path:
+    """Write the export's record of the embedder's files; returns its folder."""
+    folder = world.models / "skill_embedder"
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    (folder / "export.json").write_text(json.dumps({"files": files}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["card.json", "tokenizer.json"])
+def test_a_file_that_is_not_the_exported_one_is_refused(
+    name: str, world: IndexSettings, catalogue: Path, fake: Any
+) -> None:
+    folder = record_export(world)
+    build_bundle(catalogue, fake, index=world)
+    (folder / name).write_bytes((folder / name).read_bytes() + b" ")
+    with pytest.raises(RepositoryError, match=name.replace(".", r"\.")) as caught:
+        build_bundle(catalogue, fake, index=world)
+    assert "skillserve export" in caught.value.fix
+
+
+@pytest.mark.parametrize("record", ["{}", "[]", "no json"])
+def test_a_record_of_the_export_that_says_nothing_is_refused(
+    record: str, world: IndexSettings, catalogue: Path, fake: Any
+) -> None:
+    (record_export(world) / "export.json").write_text(record)
+    with pytest.raises(RepositoryError, match=r"export\.json"):
+        build_bundle(catalogue, fake, index=world)
+
+
+def test_another_tokenizer_is_another_bundle(bundles: Path, world: IndexSettings, catalogue: Path, fake: Any) -> None:
+    path = world.models / "skill_reranker" / "tokenizer.json"
+    path.write_bytes(path.read_bytes() + b" ")
+    assert not build_bundle(catalogue, fake, index=world).current
+    assert (open_bundle(bundles).folder / "reranker.tokenizer.json").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"version": "2"}, {"digests": {"embedder": "e" * 64, "reranker": "9" * 64}}])
+def test_a_server_that_changes_during_the_run_is_refused(
+    change: dict[str, Any], bundles: Path, world: IndexSettings, catalogue: Path, fake: Any
+) -> None:
+    before, infer = (bundles / "CURRENT").read_text(), fake.infer
+
+    def changing(*arguments: Any, **named: Any) -> Any:
+        rows = infer(*arguments, **named)
+        vars(fake).update(change)
+        return rows
+
+    fake.infer = changing
+    with pytest.raises(RepositoryError, match="at the end of the run"):
+        build_bundle(catalogue, fake, index=world, force=True)
+    assert (bundles / "CURRENT").read_text() == before
+
+
+def test_of_two_runs_at_once_the_second_to_finish_is_refused_unless_forced(
+    bundles: Path, world: IndexSettings, catalogue: Path, fake: Any, new_fake: Any
+) -> None:
+    infer = fake.infer
+
+    def overtaken(*arguments: Any, **named: Any) -> Any:
+        build_bundle(catalogue, new_fake(), index=world, force=True)
+        return infer(*arguments, **named)
+
+    fake.infer = overtaken
+    more = catalogue.with_name("more.jsonl")
+    more.write_text(catalogue.read_text() + '{"id": "new", "name": "chart"}\n')
+    with pytest.raises(BundleError, match="--force"):
+        build_bundle(more, fake, index=world)
+    assert open_bundle(bundles).manifest.num_skills == 5
+    assert build_bundle(more, fake, index=world, force=True).manifest.num_skills == 6
+
+
+def test_publishing_waits_for_another_run_that_publishes(
+    bundles: Path, world: IndexSettings, catalogue: Path, fake: Any
+) -> None:
+    with ThreadPoolExecutor() as pool:
+        with locked(bundles):
+            other = pool.submit(build_bundle, catalogue, fake, index=world, force=True)
+            with pytest.raises(TimeoutError):
+                other.result(timeout=1)
+        assert other.result().manifest.version == open_bundle(bundles).version
+
+
+def test_old_versions_go_and_what_is_not_ours_stays(world: IndexSettings, catalogue: Path, fake: Any) -> None:
+    settings = world.model_copy(update={"keep": 3})
+    built = [build_bundle(catalogue, fake, index=settings, force=True).manifest.version for _ in range(5)]
+    (world.bundles / "notes").mkdir()
+    built.append(build_bundle(catalogue, fake, index=settings, force=True).manifest.version)
+    assert sorted(path.name for path in world.bundles.iterdir()) == sorted([".lock", "CURRENT", "notes", *built[-3:]])
+    last = build_bundle(catalogue, fake, index=world.model_copy(update={"keep": 1}), force=True).manifest
+    assert {path.name for path in world.bundles.glob("2*")} == {last.version, last.parent}
+
+
+@pytest.mark.parametrize("models", ["nope", "skills.jsonl"])
+def test_models_that_are_nowhere_name_flag_and_command(
+    models: str, world: IndexSettings, catalogue: Path, fake: Any
+) -> None:
+    with pytest.raises(RepositoryError, match="--models"):
+        build_bundle(catalogue, fake, index=world.model_copy(update={"models": catalogue.with_name(models)}))
+
+
+def test_bundles_that_cannot_be_a_folder_are_refused(world: IndexSettings, catalogue: Path, fake: Any) -> None:
+    with pytest.raises(BundleError, match="--bundles"):
+        build_bundle(catalogue, fake, index=world.model_copy(update={"bundles": catalogue}))
+    with pytest.raises(BundleError, match="skillserve index"):
+        open_bundle(catalogue)

@@ -124,3 +124,14 @@ def test_contract_and_server_faults_have_their_exit_codes(
     assert indexed.run("search", "pdf")[0] == 5
     (world.bundles / "CURRENT").write_text("x")
     assert indexed.run("search", "pdf")[0] == 4
+
+
+@pytest.mark.parametrize("place", ["skills.jsonl/out.run", "."])
+def test_a_run_that_cannot_be_written_is_refused_before_any_search(
+    place: str, indexed: _Line, judged_file: Path, tmp_path: Path, wire_server: Any
+) -> None:
+    sent = len(wire_server.requests)
+    code, _, err = indexed.run("search", "--file", judged_file, "--run-out", tmp_path / place)
+    assert code == 2
+    assert "--run-out" in err
+    assert len(wire_server.requests) == sent

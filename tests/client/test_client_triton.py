@@ -97,7 +97,6 @@ def test_statistics_are_totals(kind: str, wire_settings: ClientSettings) -> None
         (grpc.StatusCode.UNAVAILABLE, "Request timeout expired", ServerOverloaded),
         (grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape", RequestRejected),
         (grpc.StatusCode.INTERNAL, "onnx runtime error", ServerError),
-        (grpc.StatusCode.NOT_FOUND, "unknown model", RepositoryError),
     ],
 )
 def test_a_failure_becomes_ours_and_is_sent_only_once(
@@ -121,6 +120,15 @@ def test_a_lost_connection_is_tried_again(kind: str, wire_server: Any, wire_sett
     assert call(kind, wire_settings, "infer", "embedder", SEQUENCES[:1]).shape == (1, 16)
     wire_server.aborts = [(grpc.StatusCode.UNAVAILABLE, "Socket closed")] * 3
     with pytest.raises(ServerUnreachable):
+        call(kind, wire_settings, "infer", "embedder", SEQUENCES[:1])
+
+
+def test_an_absent_model_is_asked_for_again_once(kind: str, wire_server: Any, wire_settings: ClientSettings) -> None:
+    gone = (grpc.StatusCode.NOT_FOUND, "unknown model")
+    wire_server.aborts = [gone]
+    assert call(kind, wire_settings, "infer", "embedder", SEQUENCES[:1]).shape == (1, 16)
+    wire_server.aborts = [gone] * 2
+    with pytest.raises(RepositoryError):
         call(kind, wire_settings, "infer", "embedder", SEQUENCES[:1])
 
 
@@ -185,7 +193,9 @@ def test_a_closed_client_says_so(wire_settings: ClientSettings) -> None:
         triton.infer("embedder", SEQUENCES[:1])
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8001", "localhost"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8001", "localhost", "localhost:", "localhost:grpc", "localhost:80010", ":8001"]
+)
 def test_an_address_that_is_none_is_refused_before_dialling(url: str) -> None:
     with pytest.raises(ConfigError, match="host:port"):
         Triton(ClientSettings(url=url))

@@ -31,11 +31,11 @@ from skillserve.tensors import MODEL_NAMES
 __all__ = ["demo"]
 
 REQUESTS = {
-    "slow-report": (
-        "sorry for the wall of text, it's been a week. our month end report used to take two minutes and since the "
-        "last release it takes forty, the analysts are furious and my boss wants an answer by friday. it's one big "
-        "select on postgres with five joins, nobody touched the hardware. how do i find out what the planner is "
-        "doing and which index is missing?"
+    "schema-change": (
+        "sorry for the wall of text, it's been a week. we have to put a required field and a reference to customers on "
+        "the orders table in postgres, a few hundred million rows, and last time somebody did that everything hung "
+        "behind one statement for ten minutes. my boss wants no window at all this time, black friday is in two weeks. "
+        "in which order do i do this so that nobody waits?"
     ),
     "agent-forgets": (
         "We built a support bot last spring. Works fine for five turns, then it forgets what the customer told it "

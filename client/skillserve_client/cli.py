@@ -189,7 +189,9 @@ def _show_built(built: Built, root: Path, *, as_json: bool) -> None:
         table.add_row(title, *(f"{figure:.4f}" for figure in figures.values()))
     out.print(table)
     if quality.rerank_helps is False:
-        talk("Reranking lowered the order on these requests, so searches of this bundle leave it out by default.")
+        talk(
+            "Reranking lowered NDCG@10 on these requests: searches of this bundle leave it out unless --rerank-depth is given."
+        )
 
 
 def _show_answer(request: Query, answer: Answer, *, titled: bool) -> None:

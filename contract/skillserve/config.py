@@ -90,7 +90,7 @@ class IndexSettings(_Section):
     """Building a bundle."""
 
     models: Path = Field(
-        Path("model_repository"),
+        Path("models"),
         description="model repository that the server runs: cards and tokenizers are read from it",
     )
     bundles: Path = Field(Path("bundles"), description="folder of bundles; CURRENT in it names the live one")
@@ -102,9 +102,7 @@ class IndexSettings(_Section):
 class ExportSettings(_Section):
     """From weights to a servable graph."""
 
-    repository: Path = Field(
-        Path("model_repository"), description="model repository that `export` writes and `verify` checks"
-    )
+    repository: Path = Field(Path("models"), description="model repository that `export` writes and `verify` checks")
     attention_core: Literal["loop", "gather"] = Field(
         "loop",
         description="`loop` visits sequence after sequence (best on CPU), `gather` pads inside attention only (GPU)",
@@ -125,7 +123,7 @@ class ExportSettings(_Section):
 class ServeSettings(_Section):
     """Starting a server."""
 
-    repository: Path = Field(Path("model_repository"), description="model repository that is served")
+    repository: Path = Field(Path("models"), description="model repository that is served")
     tritonserver: Path | None = Field(
         None, description="server binary; not set: `tritonserver` on PATH, then the embedded one"
     )

@@ -92,14 +92,16 @@ def demo(
         talk("\n[6/7] Build a bundle of the catalogue, and measure on its test requests whether reranking helps")
         bundles = ("--bundles", str(out / "bundles"), "--url", url)
         _skillserve("index", str(catalogue), "--models", str(repository), "--queries", str(queries), *bundles)
-        talk("\n[7/7] Answer three requests")
+        talk("\n[7/7] Answer three requests. No skill fits the last one; so far only its low similarities tell")
         requests = out / "requests.jsonl"
         write_text(requests, _json_lines({"id": name, "query": text} for name, text in REQUESTS.items()))
         _skillserve("search", "--file", str(requests), *bundles)
+    program = Path(sys.executable).with_name("skillserve")
     talk(
-        f"\nEverything is in {out}. To search it yourself:\n"
-        f"  skillserve serve --repository {repository} &\n"
-        f"  skillserve search --bundles {out / 'bundles'} 'your request'"
+        f"\nEverything is in {out}. To search it yourself, in one terminal:\n"
+        f"  {program} serve --repository {repository}\n"
+        f"and, once it says `ready`, in another:\n"
+        f"  {program} search --bundles {out / 'bundles'} 'your request'"
     )
 
 

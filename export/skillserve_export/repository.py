@@ -1,6 +1,6 @@
 """From a weights folder to a servable model folder: export, gate, write. A failed gate writes nothing.
 
-model_repository/skill_embedder/
+<repository>/skill_embedder/
 ├── config.pbtxt      what Triton reads
 ├── card.json         what clients read
 ├── tokenizer.json

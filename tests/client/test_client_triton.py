@@ -141,9 +141,11 @@ def test_a_row_of_nan_is_a_rejected_request(kind: str, wire_server: Any, wire_se
 def test_a_slow_server_meets_the_deadline_of_the_whole_call(
     kind: str, wire_server: Any, wire_settings: ClientSettings
 ) -> None:
+    """One request at a time, each within the deadline, all of them not."""
     wire_server.delay_s = 0.2
+    settings = wire_settings.model_copy(update={"num_in_flight": 1})
     with pytest.raises(DeadlineExceeded):
-        call(kind, wire_settings, "infer", "embedder", SEQUENCES, timeout_s=0.3)
+        call(kind, settings, "infer", "embedder", SEQUENCES, timeout_s=0.3)
 
 
 def test_a_request_behind_our_own_others_gets_their_time_too(

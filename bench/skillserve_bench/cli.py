@@ -27,14 +27,14 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="Folder in SkillRet's layout; the requests of its test split are sent. Without it: random token ids."
+        help="folder in SkillRet's layout; the requests of its test split are sent. Without it: random token ids"
     ),
 ]
 Repository = Annotated[
-    Path, typer.Option(help="Model repository with the packed embedder; served for the occasion unless there is a url.")
+    Path, typer.Option(help="model repository with the packed embedder; served for the occasion unless there is a url")
 ]
-Out = Annotated[Path | None, typer.Option(help="Write the report to this Markdown file.")]
-Note = Annotated[list[str] | None, typer.Option(help="Add a line to the report; may be given more than once.")]
+Out = Annotated[Path | None, typer.Option(help="write the report to this Markdown file")]
+Note = Annotated[list[str] | None, typer.Option(help="add a line to the report; may be given more than once")]
 
 
 @app.callback()
@@ -45,8 +45,8 @@ def _bench() -> None:
 @app.command()
 @with_settings("client.url")
 def quality(
-    data: Annotated[Path, typer.Option(help="Folder in SkillRet's layout; its test split is indexed and searched.")],
-    weights: Annotated[Path, typer.Option(help="Weights folder that the repository was exported from.")],
+    data: Annotated[Path, typer.Option(help="folder in SkillRet's layout; its test split is indexed and searched")],
+    weights: Annotated[Path, typer.Option(help="weights folder that the repository was exported from")],
     repository: Repository,
     out: Out = None,
     note: Note = None,
@@ -65,8 +65,8 @@ def quality(
 @app.command()
 @with_settings("bench.rounds", "bench.num_clients", "bench.num_requests", "bench.seed")
 def batching(
-    packed: Annotated[Path, typer.Option(help="Model repository with the embedder in the packed layout.")],
-    padded: Annotated[Path, typer.Option(help="Model repository with the same weights in the padded layout.")],
+    packed: Annotated[Path, typer.Option(help="model repository with the embedder in the packed layout")],
+    padded: Annotated[Path, typer.Option(help="model repository with the same weights in the padded layout")],
     data: Data = None,
     out: Out = None,
     note: Note = None,

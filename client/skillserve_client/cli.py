@@ -31,10 +31,10 @@ RUN_TAG = "skillserve"
 
 @with_settings("index", "client", "search.candidates", "search.rerank_depth")
 def index(
-    catalogue: Annotated[Path, typer.Argument(help="JSONL(.gz) or Parquet file, or a folder with SKILL.md files.")],
-    queries: Annotated[Path | None, typer.Option(help="Measure with these requests before publishing.")] = None,
-    qrels: Annotated[Path | None, typer.Option(help="Their judgements; without it, their own `skill_ids`.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build even if the live bundle is the same.")] = False,  # noqa: FBT002
+    catalogue: Annotated[Path, typer.Argument(help="JSONL(.gz) or Parquet file, or a folder with SKILL.md files")],
+    queries: Annotated[Path | None, typer.Option(help="measure with these requests before publishing")] = None,
+    qrels: Annotated[Path | None, typer.Option(help="their judgements; without it, their own `skill_ids`")] = None,
+    force: Annotated[bool, typer.Option("--force", help="build even if the live bundle is the same")] = False,  # noqa: FBT002
     *,
     settings: Settings,
     as_json: Json = False,
@@ -60,10 +60,10 @@ def index(
 @with_settings("index.bundles", "search", "client")
 def search(
     query: Annotated[
-        str | None, typer.Argument(help="The request; without it, --file or one per line on stdin.")
+        str | None, typer.Argument(help="the request; without it, --file or one per line on stdin")
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="JSONL(.gz) or Parquet file of requests.")] = None,
-    run_out: Annotated[Path | None, typer.Option(help="With --file: write the rankings as a TREC run.")] = None,
+    file: Annotated[Path | None, typer.Option(help="JSONL(.gz) or Parquet file of requests")] = None,
+    run_out: Annotated[Path | None, typer.Option(help="with --file: write the rankings as a TREC run")] = None,
     *,
     settings: Settings,
     as_json: Json = False,
@@ -189,9 +189,7 @@ def _show_built(built: Built, root: Path, *, as_json: bool) -> None:
         table.add_row(title, *(f"{figure:.4f}" for figure in figures.values()))
     out.print(table)
     if quality.rerank_helps is False:
-        talk(
-            "Reranking lowered NDCG@10 on these requests: searches leave it out unless --rerank-depth is given."
-        )
+        talk("Reranking lowered NDCG@10 on these requests: searches leave it out unless --rerank-depth is given.")
 
 
 def _show_answer(request: Query, answer: Answer, *, titled: bool) -> None:

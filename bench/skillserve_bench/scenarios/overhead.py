@@ -237,7 +237,7 @@ def _method(workload: Workload, lone_usage: Usage, settings: BenchSettings) -> l
         ),
         (
             "The in-process session has the options of the model's configuration and, like the server's, threads that "
-            "do not spin while they wait."
+            "spin within a run and rest after it."
         ),
         "The clients share the cores with the server; in process there are none.",
     ]

@@ -109,13 +109,14 @@ def skillserve() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command of ours in a process of its own."""
 
     def run(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "skillserve", *arguments],
+        result = subprocess.run(
+            [sys.executable, "-X", "faulthandler", "-m", "skillserve", *arguments],
             capture_output=True,
             text=True,
-            check=check,
             env={**os.environ, **environment},
         )
+        assert not check or result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+        return result
 
     return run
 

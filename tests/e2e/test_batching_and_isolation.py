@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,10 @@ from tritonclient.grpc import InferInput
 from tritonclient.utils import InferenceServerException
 
 from skillserve.card import ModelCard, read_card
-from skillserve.config import ClientSettings
+from skillserve.config import ClientSettings, ExportSettings
 from skillserve.errors import RequestRejected
 from skillserve_client import Triton
+from skillserve_export import export_model
 from skillserve_export.parity import PackedGraph, malformed_requests
 
 MODEL = "skill_embedder"
@@ -113,10 +116,22 @@ def hazards(card: ModelCard, rng: np.random.Generator) -> list[list[Request]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def patient_server(
+    serve: Callable[..., Any], tiny_embedder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """A server that waits 30 ms for requests to join: long enough for all that a round sends."""
+    repository = tmp_path_factory.mktemp("patient")
+    settings = ExportSettings(repository=repository, max_request_tokens=2_048, max_queue_delay_microseconds=30_000)
+    export_model(tiny_embedder, settings)
+    with serve(repository) as running:
+        yield running
+
+
 def test_malformed_requests_never_touch_those_joined_with_them(
-    server: Any, card: ModelCard, graph: PackedGraph, triton: Triton
+    patient_server: Any, card: ModelCard, graph: PackedGraph
 ) -> None:
-    """200 rounds: something keeps the model busy, so that six good requests and the bad ones wait and are joined."""
+    """200 rounds; the server waits a little for company, so that six good requests and the bad ones are joined."""
     rng = np.random.default_rng(13)
     joined = []
 
@@ -125,11 +140,8 @@ def test_malformed_requests_never_touch_those_joined_with_them(
         requests = [(request, True) for request in good]
         for request in bad:
             requests.insert(rng.integers(0, len(requests) + 1), (request, False))
-        blocker = asyncio.create_task(send(client, rng.integers(0, card.vocab_size, (1, 1_920)), np.full((1, 48), 40)))
-        await asyncio.sleep(0.002)
         before = await client.get_inference_statistics(MODEL)
         answers = await asyncio.gather(*(send(client, *request) for request, _ in requests), return_exceptions=True)
-        await blocker
         after = await client.get_inference_statistics(MODEL)
         joined.append(after.model_stats[0].execution_count - before.model_stats[0].execution_count)
         for (request, sound), answer in zip(requests, answers, strict=True):
@@ -142,15 +154,16 @@ def test_malformed_requests_never_touch_those_joined_with_them(
                 assert "/tmp" not in str(answer.message()), "an error must not name the server's files"  # noqa: S108
 
     async def all_rounds() -> None:
-        async with grpc.InferenceServerClient(server.url) as client:
+        async with grpc.InferenceServerClient(patient_server.url) as client:
             kinds = hazards(card, rng)
             for number in range(ROUNDS):
                 await round_trip(client, kinds[number % len(kinds)])
 
     asyncio.run(all_rounds())
-    # Seven or more requests in (mostly) at most three executions: they did share one.
-    assert np.median(joined) <= 3
-    assert triton.infer("embedder", [np.array([5, 6], np.int32)]).shape == (1, 32)
+    # All requests of a round share one execution, but for rounds in which the machine was busy with other things.
+    assert np.median(joined) == 1
+    with Triton(ClientSettings(url=patient_server.url)) as triton:
+        assert triton.infer("embedder", [np.array([5, 6], np.int32)]).shape == (1, 32)
 
 
 @pytest.mark.parametrize(

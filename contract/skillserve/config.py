@@ -17,9 +17,9 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from skillserve.errors import ConfigError
 
@@ -143,15 +143,15 @@ class ServeSettings(_Section):
 
 
 class TrainSettings(_Section):
-    """A training run. What is not set is chosen for the role; the card records what was used."""
+    """A training run. Where a value is not given, the recipe's holds, and then the default; the card records all."""
 
-    epochs: float | None = Field(None, gt=0, description="passes over the training pairs; not set: the role's own")
-    batch_size: int | None = Field(
-        None,
+    epochs: float = Field(2.0, gt=0, description="passes over the training pairs")
+    batch_size: int = Field(
+        32,
         ge=1,
-        description="pairs per step, for the embedder also its in-batch negatives plus one; not set: the role's own",
+        description="pairs per step over all processes, for the embedder also its in-batch negatives plus one",
     )
-    learning_rate: float | None = Field(None, gt=0, description="peak learning rate; not set: the role's own")
+    learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     max_tokens: int = Field(256, ge=8, description="longest sequence when served; longer skills are cut")
     max_query_tokens: int | None = Field(
@@ -159,20 +159,86 @@ class TrainSettings(_Section):
         ge=1,
         description="longest request when served; not set: all that the frame leaves, half of it for a reranker",
     )
-    train_tokens: int | None = Field(
-        None, ge=8, description="longest sequence in training, where every token costs; not set: the role's own"
+    train_tokens: int = Field(
+        256, ge=8, description="longest skill, or pair, in training, where every token costs; at most max_tokens"
     )
-    frozen_layers: int | None = Field(
-        None, ge=0, description="lowest layers that keep their weights, as embeddings do; not set: the role's own"
+    train_query_tokens: int | None = Field(
+        None, ge=1, description="longest request in training; not set: as when served, within train_tokens"
     )
-    num_negatives: int = Field(3, ge=1, description="wrong skills beside each right one, reranker only")
+    frozen_layers: int = Field(0, ge=0, description="lowest layers that keep their weights")
+    freeze_embeddings: bool = Field(
+        False, description="word vectors keep their weights: half of a small model, seldom better for a short run"
+    )
+    chunk_size: int = Field(
+        0,
+        ge=0,
+        description="sequences whose activations are held at once, 0: all of a step; smaller ones need less memory "
+        "and, for the embedder, a third more time, and change no result",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: a third more time, much less memory"
+    )
+    scale: float = Field(20.0, gt=0, description="cosines are multiplied by this before the softmax, embedder only")
+    symmetric: bool = Field(True, description="also rank the requests of a batch for each skill, embedder only")
+    catalogue_share: float = Field(
+        0.0, ge=0, description="pairs `description, rest of its skill` per pair of the data, embedder only"
+    )
+    section_share: float = Field(
+        0.0, ge=0, description="pairs `section of a body, name and description` per pair of the data, embedder only"
+    )
+    matryoshka: tuple[int, ...] = Field(
+        (), description="dimensions whose first entries shall rank too, as 256,128; embedder only"
+    )
+    distil_weight: float = Field(
+        0.5, ge=0, le=1, description="share of the teacher's rankings in the loss, with --teacher; embedder only"
+    )
+    loss: Literal["listwise", "pointwise"] = Field(
+        "listwise", description="right skill against its list, or each skill on its own; reranker only"
+    )
+    similarity_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the first stage's similarity in the score that is trained, so that the reranker learns "
+        "a correction of it; reranker only",
+    )
+    num_negatives: int = Field(
+        0, ge=0, description="wrong skills beside each right one; for an embedder they are mined, with --mined"
+    )
+    random_share: float = Field(
+        0.0, ge=0, le=1, description="share of the negatives that is drawn from the whole catalogue; reranker only"
+    )
+    redraw_negatives: bool = Field(
+        False, description="draw a request's negatives anew in every pass, instead of once; reranker only"
+    )
+    first_rank: int = Field(
+        1, ge=1, description="best rank that negatives come from; a later one guards against unjudged right ones"
+    )
+    last_rank: int = Field(30, ge=1, description="worst rank that negatives come from")
     holdout_share: float = Field(
         0.1, ge=0, lt=1, description="share of the skills that is not trained on but measured on; 0 trains on all"
     )
+    evals: int = Field(
+        0, ge=0, description="measurements of the hold-out in the course of a run, the best weights are kept"
+    )
+    patience: int = Field(0, ge=0, description="stop after so many measurements without a better one; 0: never")
+    checkpoint_steps: int = Field(100, ge=1, description="steps between two checkpoints, which a killed run goes on from")
+    fresh: bool = Field(False, description="start anew where a run was stopped, and remove its checkpoints")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products; `auto` takes bfloat16 where the hardware has it"
     )
     seed: int = Field(13, ge=0, description="seed of everything random")
+
+    @field_validator("matryoshka", mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        """Flags and variables bring text: `256,128`."""
+        return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _ranks_are_a_window(self) -> Self:
+        if self.last_rank < self.first_rank:
+            raise ValueError(f"last_rank {self.last_rank} comes before first_rank {self.first_rank}")
+        return self
 
 
 class BenchSettings(_Section):
@@ -221,7 +287,12 @@ def load_settings(
         return Settings.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
-        section, name = str(first["loc"][0]), str(first["loc"][1])
+        section, *names = (str(part) for part in first["loc"])
+        if not names:  # values that do not fit together
+            raise ConfigError(
+                f"section [{section}]", got=first["msg"], wanted="values that fit together", fix="Correct one of them."
+            ) from error
+        name = names[0]
         if first["type"] == "extra_forbidden":
             known = sorted(type(getattr(Settings(), section)).model_fields)
             raise _unknown(f"setting {name}", source[section, name], known) from error

@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 
@@ -69,7 +69,8 @@ def _parameter(section: str, name: str) -> Parameter:
     option = typer.Option(
         f"--{name.replace('_', '-')}", help=f"{field.description}{default} [env: {variable}]", show_default=False
     )
-    kind: Any = field.annotation
+    # Lists are written as one word, `256,128`; the field itself takes it apart.
+    kind: Any = str if get_origin(field.annotation) is tuple else field.annotation
     # Through a plain name, since type checkers read `Annotated[…]` as a type, and this one is made at run time.
     annotated: Any = Annotated
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotated[kind | None, option])

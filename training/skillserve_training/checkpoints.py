@@ -1,0 +1,96 @@
+"""Checkpoints of a run, beside the folder that it will write: what a killed run goes on from.
+
+`weights/embedder` has its checkpoints in `weights/embedder.checkpoints`, until the run is done. `run.json` in it says
+which run they belong to; another run refuses them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.modeling_utils import load_state_dict
+
+from skillserve.errors import ConfigError
+from skillserve.publish import published_folder, write_text
+
+__all__ = ["Checkpoint", "Checkpoints", "load_weights"]
+
+_RUN_FILE = "run.json"
+_STATE_FILE = "trainer_state.json"
+_WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Weights, optimiser and place in the run after a step."""
+
+    step: int
+    folder: Path
+
+
+class Checkpoints:
+    """The checkpoints of one run. `identity` is everything that its course depends on.
+
+    Raises ConfigError where the folder holds those of another run, unless `fresh`, which removes them.
+    """
+
+    def __init__(self, out: Path, identity: Mapping[str, Any], *, fresh: bool) -> None:
+        self.folder = out.with_name(f"{out.name}.checkpoints")
+        if fresh:
+            self.remove()
+        found = self._identity()
+        wanted = json.loads(json.dumps(identity))
+        if found is not None and found != wanted:
+            differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+            raise ConfigError(
+                f"checkpoints in `{self.folder}`",
+                got=f"those of a run that differs in {', '.join(differing)}",
+                wanted="those of this run, to go on from",
+                fix="Run it with the settings of then to finish it, or with --fresh to remove them and start anew.",
+            )
+        write_text(self.folder / _RUN_FILE, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint; what a kill left half written is removed."""
+        whole: list[Checkpoint] = []
+        for folder in self.folder.glob("checkpoint-*"):
+            try:
+                step = int(json.loads((folder / _STATE_FILE).read_bytes())["global_step"])
+            except (OSError, ValueError, KeyError):
+                shutil.rmtree(folder)
+            else:
+                whole.append(Checkpoint(step, folder))
+        return max(whole, key=lambda checkpoint: checkpoint.step, default=None)
+
+    def keep_best(self, model: PreTrainedModel) -> None:
+        """Write the weights that did best on the hold-out so far."""
+        with published_folder(self.folder / "best") as draft:
+            model.save_pretrained(draft, safe_serialization=True)
+
+    def restore_best(self, model: PreTrainedModel) -> None:
+        """Load what `keep_best` wrote."""
+        load_weights(model, self.folder / "best")
+
+    def remove(self) -> None:
+        """Forget the run: it is done, or not wanted any more."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _identity(self) -> Mapping[str, Any] | None:
+        try:
+            identity: dict[str, Any] = json.loads((self.folder / _RUN_FILE).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return identity
+
+
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Fill a model with the weights of a checkpoint, in place."""
+    found = load_state_dict(folder / _WEIGHTS_FILE)
+    model.load_state_dict(found, strict=False)
+    model.tie_weights()

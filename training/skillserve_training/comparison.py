@@ -1,0 +1,79 @@
+"""The reranker's objective: in each list the fitting skill is to score highest, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from skillserve.card import ModelCard
+from skillserve.config import TrainSettings
+from skillserve.tensors import Ids
+from skillserve_training.families import family_of
+from skillserve_training.first_stage import FirstStage
+from skillserve_training.forward import autocast, score
+from skillserve_training.lists import Listing, RerankerTexts
+from skillserve_training.losses import listwise_loss, pointwise_loss
+from skillserve_training.precision import Precision
+from skillserve_training.trainer import Synchronise, Trainee
+
+__all__ = ["Comparison", "RerankerTrainee"]
+
+_LOSSES = {"listwise": listwise_loss, "pointwise": pointwise_loss}
+
+
+class RerankerTrainee(Trainee):
+    """Framed pairs → logits `[B]`."""
+
+    def __init__(self, pretrained: nn.Module, card: ModelCard, precision: Precision) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+        self._card = card
+        self._precision: Precision = precision
+
+    def forward(self, pairs: Sequence[Ids]) -> Tensor:
+        """Scores in the given order."""
+        with autocast(self._precision, self.pretrained.device):
+            return score(self.pretrained, pairs, self._card)
+
+    def new_head(self) -> Sequence[nn.Module]:
+        """Modules that begin untrained."""
+        return family_of(self.pretrained).head(self.pretrained)
+
+
+class Comparison:
+    """A loss per list, over the logits or, with a similarity weight, over the final scores that a search ranks by."""
+
+    def __init__(
+        self, texts: RerankerTexts, settings: TrainSettings, first_stage: FirstStage | None = None
+    ) -> None:
+        self._texts = texts
+        self._chunk_size = settings.chunk_size
+        self._loss = _LOSSES[settings.loss]
+        self._weight = settings.similarity_weight
+        self._first_stage = first_stage
+
+    def backward(self, model: nn.Module, rows: Sequence[Listing], synchronise: Synchronise) -> Tensor:
+        """One step; lists do not see each other, so a chunk of them at a time gives the same gradients."""
+        total = 0.0
+        chunks = list(self._chunks(rows))
+        for number, chunk in enumerate(chunks, 1):
+            pairs = [pair for row in chunk for pair in self._texts.pairs(row)]
+            with synchronise(number == len(chunks)):
+                scores = torch.split(model(pairs), [len(row.skills) for row in chunk])
+                losses = [self._loss(logits + self._prior(row, logits)) for row, logits in zip(chunk, scores, strict=True)]
+                loss = torch.stack(losses).sum() / len(rows)
+                loss.backward()
+            total += loss.item()
+        return torch.tensor(total, device=next(model.parameters()).device)
+
+    def _prior(self, row: Listing, logits: Tensor) -> Tensor | float:
+        """What the first stage adds to the logits of a list."""
+        if self._first_stage is None:
+            return 0.0
+        return self._weight * torch.from_numpy(self._first_stage.similarities(row)).to(logits)
+
+    def _chunks(self, rows: Sequence[Listing]) -> list[Sequence[Listing]]:
+        size = max(1, self._chunk_size // len(rows[0].skills)) if self._chunk_size else len(rows)
+        return [rows[start : start + size] for start in range(0, len(rows), size)]

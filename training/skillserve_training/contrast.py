@@ -1,0 +1,141 @@
+"""The embedder's objective: requests near their skills and away from the others of the batch, in bounded memory.
+
+Legend: P pairs of this process, W processes, N extra negatives, D dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from skillserve.card import ModelCard
+from skillserve.config import TrainSettings
+from skillserve.tensors import Ids
+from skillserve_training.distributed import gather_lists, gather_rows
+from skillserve_training.forward import autocast, embed
+from skillserve_training.losses import nested, ranking_loss, relation_loss
+from skillserve_training.pairs import EmbedderTexts, Pair
+from skillserve_training.precision import Precision
+from skillserve_training.trainer import Synchronise, Trainee
+
+__all__ = ["Contrast", "EmbedderTrainee", "Taught"]
+
+_GROUP = 32
+"""Sequences of similar length that share a padded forward pass."""
+
+
+class EmbedderTrainee(Trainee):
+    """Sequences → unit rows `[B, D]`."""
+
+    def __init__(self, pretrained: nn.Module, card: ModelCard, precision: Precision) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+        self._card = card
+        self._precision: Precision = precision
+
+    def forward(self, sequences: Sequence[Ids]) -> Tensor:
+        """Embeddings in the given order; neighbours in length are padded together, so little is padded."""
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        rows = []
+        with autocast(self._precision, self.pretrained.device):
+            for start in range(0, len(order), _GROUP):
+                rows.append(embed(self.pretrained, [sequences[i] for i in order[start : start + _GROUP]], self._card))
+        found = torch.cat(rows)
+        home = torch.empty(len(order), dtype=torch.int64, device=found.device)
+        home[torch.tensor(order, device=found.device)] = torch.arange(len(order), device=found.device)
+        return found[home]
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """A teacher's embeddings of everything that pairs point into."""
+
+    requests: Tensor
+    documents: Tensor
+
+
+class Contrast:
+    """Multiple-negatives ranking over the batches of all processes, with what the settings add to it."""
+
+    def __init__(self, texts: EmbedderTexts, settings: TrainSettings, taught: Taught | None = None) -> None:
+        self._texts = texts
+        self._settings = settings
+        self._dims = settings.matryoshka
+        self._taught = taught
+
+    def backward(self, model: nn.Module, rows: Sequence[Pair], synchronise: Synchronise) -> Tensor:
+        """One step. With `chunk_size` in two passes, so that only a chunk's activations are ever held."""
+        negatives = [wrong for row in rows for wrong in row.negatives]
+        documents = [row.document for row in rows] + negatives
+        sequences = [self._texts.requests[row.request] for row in rows]
+        sequences += [self._texts.documents[document] for document in documents]
+        loss_of = partial(self._loss, requests=[row.request for row in rows], documents=documents)
+        if self._settings.chunk_size:
+            return cached_backward(model, sequences, loss_of, self._settings.chunk_size, synchronise)
+        with synchronise(True):
+            loss = loss_of(model(sequences))
+            loss.backward()
+        return loss.detach()
+
+    def _loss(self, vectors: Tensor, *, requests: list[int], documents: list[int]) -> Tensor:
+        num_pairs, settings = len(requests), self._settings
+        all_requests, first = gather_rows(vectors[:num_pairs])
+        paired, _ = gather_rows(vectors[num_pairs : 2 * num_pairs])
+        extra, _ = gather_rows(vectors[2 * num_pairs :])
+        skills = torch.cat([paired, extra])
+        columns = gather_lists(documents[:num_pairs]) + gather_lists(documents[num_pairs:])
+        request_of_row = gather_lists(requests)
+        excluded = self._excluded(request_of_row, columns).to(vectors.device)
+        mine = torch.arange(first, first + num_pairs, device=vectors.device)
+        ranking = partial(
+            ranking_loss, excluded=excluded, mine=mine, scale=settings.scale, symmetric=settings.symmetric
+        )
+        loss = nested(ranking, all_requests, skills, self._dims)
+        if self._taught is None:
+            return loss
+        taught = (self._taught.requests[request_of_row], self._taught.documents[columns])
+        told = tuple(part.to(vectors.device) for part in taught)
+        distilled = relation_loss((all_requests, skills), told, mine, scale=settings.scale)
+        return (1 - settings.distil_weight) * loss + settings.distil_weight * distilled
+
+    def _excluded(self, requests: Sequence[int], documents: Sequence[int]) -> Tensor:
+        """`[W·P, C]` bool: the document's skill fits the request, and is not the one it is paired with."""
+        fits = torch.tensor(
+            [
+                [self._texts.skill_of[document] in self._texts.golds[request] for document in documents]
+                for request in requests
+            ]
+        )
+        return fits.fill_diagonal_(False)  # noqa: FBT003
+
+
+def cached_backward(
+    model: nn.Module,
+    sequences: Sequence[Ids],
+    loss_of: partial[Tensor],
+    chunk_size: int,
+    synchronise: Synchronise,
+) -> Tensor:
+    """The gradients of a whole batch, chunk by chunk (GradCache: Gao et al., 2021, arXiv 2101.06983).
+
+    First all rows without a graph, and the loss's gradient with respect to them; then each chunk again with its
+    graph, which takes that gradient further to the weights. A third more work, and memory for one chunk.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    chunks = [order[start : start + chunk_size] for start in range(0, len(order), chunk_size)]
+    with torch.no_grad():
+        found = torch.cat([model([sequences[i] for i in chunk]) for chunk in chunks])
+    rows = torch.empty_like(found)
+    rows[torch.tensor(order, device=found.device)] = found
+    rows.requires_grad_()
+    loss = loss_of(rows)
+    (gradient,) = torch.autograd.grad(loss, rows)
+    for number, chunk in enumerate(chunks, 1):
+        with synchronise(number == len(chunks)):
+            again = model([sequences[i] for i in chunk])
+            (again * gradient[chunk]).sum().backward()
+    return loss.detach()

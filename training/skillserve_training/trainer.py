@@ -1,0 +1,339 @@
+"""The training loop, the same for every model: transformers' Trainer with our batches, checkpoints and messages.
+
+The Trainer brings the optimiser, the schedule, several GPUs through `torchrun`, and checkpoints; the order of rows is
+drawn before a run begins (`pairs.py`, `lists.py`), and no layer drops out, so a run that was killed and goes on sees
+the same rows with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import SequentialSampler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from skillserve.config import TrainSettings
+from skillserve.console import Bar, progress, talk
+from skillserve.errors import ConfigError
+from skillserve_training.checkpoints import Checkpoints, load_weights
+from skillserve_training.distributed import is_main, wait_for_all
+
+__all__ = ["Course", "Objective", "Synchronise", "Trainee", "fit"]
+
+Row = TypeVar("Row")
+Synchronise = Callable[[bool], AbstractContextManager[object]]
+"""Whether the backward passes inside add up over all processes; only the last one of a step has to."""
+
+_WEIGHT_DECAY = 0.01
+_LARGEST_GRADIENT_NORM = 1.0
+_HEAD_RATE = 10.0
+"""A new head starts at nothing and the encoder at something good: the head learns this much faster."""
+_FEW_SHARE = 0.1
+"""First and final loss are means over this share of the steps, since single steps jump."""
+_HOLDOUT = "holdout"
+"""Name of the hold-out's figure in the Trainer's log."""
+
+
+class Trainee(nn.Module):
+    """A pretrained model with the forward pass that its role needs; subclasses say which."""
+
+    pretrained: PreTrainedModel
+
+    def new_head(self) -> Sequence[nn.Module]:
+        """Modules that begin untrained."""
+        return ()
+
+
+class Objective(Protocol, Generic[Row]):
+    """What a run minimises."""
+
+    def backward(self, model: nn.Module, rows: Sequence[Row], synchronise: Synchronise) -> Tensor:
+        """Add the gradients of these rows to the weights; returns the detached loss of this process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How a run went."""
+
+    steps: int
+    """Steps that were made; fewer than planned if the hold-out stopped the run."""
+    planned_steps: int
+    seconds: float
+    """Of this process alone, after a continuation not of the ones before."""
+    resumed_from: int | None
+    """Step that the run went on from."""
+    losses: tuple[float, ...]
+    learning_rates: tuple[float, ...]
+    holdout: Mapping[int, float]
+    """Step → NDCG@10 of the hold-out, measured in the course of the run."""
+    best_step: int
+    """Step whose weights were kept: the best one on the hold-out where it was measured, else the last one."""
+
+    @property
+    def first_loss(self) -> float:
+        """Mean over the first tenth of the steps."""
+        return _mean(self.losses[: self._few])
+
+    @property
+    def final_loss(self) -> float:
+        """Mean over the last tenth of the steps."""
+        return _mean(self.losses[-self._few :])
+
+    @property
+    def _few(self) -> int:
+        return max(1, round(len(self.losses) * _FEW_SHARE))
+
+
+def fit(
+    trainee: Trainee,
+    objective: Objective[Row],
+    rows: Sequence[Row],
+    steps: int,
+    settings: TrainSettings,
+    checkpoints: Checkpoints,
+    *,
+    measure: Callable[[], float | None],
+    title: str,
+) -> Course:
+    """Train for `steps` steps over `rows`, in order; the trainee holds the chosen weights afterwards.
+
+    `measure` gives NDCG@10 of the hold-out, or None without one. Raises ConfigError naming the step where a loss or
+    gradient is not finite, or the knob to turn where memory runs out; checkpoints stay then.
+    """
+    resume = checkpoints.latest()
+    arguments = _arguments(settings, steps, len(rows) // steps, checkpoints.folder)
+    trainer = _Trainer(trainee, objective, rows, arguments)
+    selection = _Selection(trainer, settings, steps, checkpoints, measure)
+    started = time.perf_counter()
+    with progress(title, steps) as bar:
+        if resume is not None and is_main():
+            talk(f"Going on from step {resume.step}, whose checkpoint is in {checkpoints.folder}.")
+            bar.advance(resume.step)
+        trainer.add_callback(_Progress(bar))
+        trainer.add_callback(selection)
+        with _memory_errors(settings):
+            trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
+    trainee.eval()
+    best_step = selection.restore()
+    wait_for_all()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return Course(
+        steps=trainer.state.global_step,
+        planned_steps=steps,
+        seconds=round(time.perf_counter() - started, 1),
+        resumed_from=resume.step if resume else None,
+        losses=tuple(entry["loss"] for entry in logged),
+        learning_rates=tuple(entry["learning_rate"] for entry in logged),
+        holdout=selection.measured,
+        best_step=best_step,
+    )
+
+
+def _arguments(settings: TrainSettings, steps: int, batch_size: int, folder: Path) -> TrainingArguments:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if batch_size % world:
+        raise ConfigError(
+            "batch size",
+            got=f"{batch_size} for {world} processes",
+            wanted="the same number of rows for each",
+            fix=f"Run it again with --batch-size {max(1, batch_size // world) * world}",
+        )
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size // world,
+        dataloader_drop_last=True,
+        learning_rate=settings.learning_rate,
+        warmup_steps=max(1, round(steps * settings.warmup_ratio)),
+        lr_scheduler_type="cosine",
+        weight_decay=_WEIGHT_DECAY,
+        max_grad_norm=_LARGEST_GRADIENT_NORM,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_steps,
+        save_total_limit=1,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+        seed=settings.seed,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=False,
+    )
+
+
+class _Trainer(Trainer):  # type: ignore[misc]
+    """transformers' Trainer over rows in a given order, whose objective runs its own backward passes."""
+
+    def __init__(
+        self, trainee: Trainee, objective: Objective[Row], rows: Sequence[Row], arguments: TrainingArguments
+    ) -> None:
+        self._objective = objective
+        super().__init__(
+            model=trainee,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=lambda batch: {"rows": batch},
+        )
+        self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:  # noqa: ANN401
+        return SequentialSampler(train_dataset or self.train_dataset)
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Sequence[Any]],
+        num_items_in_batch: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        model.train()
+        loss = self._objective.backward(model, inputs["rows"], lambda last: _synchronise(model, last=last))
+        self._require_finite("loss", loss)
+        # Before the Trainer clips, which would spread one infinite gradient over all of them.
+        self._require_finite("gradient", *(weight.grad for weight in model.parameters() if weight.grad is not None))
+        return loss
+
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        of_head = {id(weight) for module in self.model.new_head() for weight in module.parameters()}
+        plain = [weight for weight in self.model.parameters() if weight.requires_grad and id(weight) not in of_head]
+        head = [weight for weight in self.model.parameters() if weight.requires_grad and id(weight) in of_head]
+        rate = self.args.learning_rate
+        groups = [{"params": plain, "lr": rate}, {"params": head, "lr": rate * _HEAD_RATE}]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=rate, weight_decay=self.args.weight_decay
+        )
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:  # noqa: ARG002
+        self.model.pretrained.save_pretrained(output_dir or self.args.output_dir, safe_serialization=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Trainee | None = None) -> None:
+        load_weights((model or self.model).pretrained, Path(resume_from_checkpoint))
+
+    def _require_finite(self, what: str, *found: Tensor) -> None:
+        if bool(torch.stack([torch.isfinite(each).all() for each in found]).all()):
+            return
+        kept = self.state.global_step // self.args.save_steps * self.args.save_steps
+        raise ConfigError(
+            f"training step {self.state.global_step + 1} of {self.args.max_steps}",
+            got=f"a {what} that is not finite",
+            wanted="finite numbers"
+            + (f"; the checkpoint of step {kept} is kept in {self.args.output_dir}" if kept else ""),
+            fix=f"Lower the learning rate: --learning-rate {self.args.learning_rate / 10:g} --fresh",
+        )
+
+
+class _Selection(TrainerCallback):  # type: ignore[misc]
+    """Measures the hold-out in the course of a run, keeps the best weights, and stops a run that gets no better."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        settings: TrainSettings,
+        steps: int,
+        checkpoints: Checkpoints,
+        measure: Callable[[], float | None],
+    ) -> None:
+        self._trainer = trainer
+        self._patience = settings.patience
+        self._at = {round(steps * part / settings.evals) for part in range(1, settings.evals + 1)}
+        self._checkpoints = checkpoints
+        self._measure = measure
+
+    @property
+    def measured(self) -> dict[int, float]:
+        """Step → figure, those from before a continuation included: the Trainer's log is in its checkpoints."""
+        return {entry["step"]: entry[_HOLDOUT] for entry in self._trainer.state.log_history if _HOLDOUT in entry}
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,
+        **_: object,
+    ) -> TrainerControl:
+        if state.global_step not in self._at or state.global_step in self.measured:
+            return control
+        before = self.measured
+        # Every process computes the figure, from the same weights, so that all of them decide alike.
+        figure = self._measure()
+        if figure is None:
+            return control
+        self._trainer.log({_HOLDOUT: figure})
+        if is_main() and figure > max(before.values(), default=-math.inf):
+            self._checkpoints.keep_best(self._trainer.model.pretrained)
+        measured = list(self.measured.values())
+        since_best = len(measured) - 1 - measured.index(max(measured))
+        control.should_training_stop |= 0 < self._patience <= since_best
+        return control
+
+    def restore(self) -> int:
+        """Load the best weights, if they are not those of the last step; returns their step."""
+        measured = self.measured
+        last: int = self._trainer.state.global_step
+        best = max(measured, key=lambda step: measured[step], default=last)
+        wait_for_all()
+        if best != last:
+            self._checkpoints.restore_best(self._trainer.model.pretrained)
+        return best
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    """The bar on stderr: steps, loss, rate."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        logs: Mapping[str, float],
+        **_: object,
+    ) -> None:
+        if "loss" in logs:
+            self._bar.advance(note=f"loss {logs['loss']:.3f} · rate {logs['learning_rate']:.1e}")
+
+
+@contextmanager
+def _memory_errors(settings: TrainSettings) -> Iterator[None]:
+    """Name the knobs where memory runs out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        chunk = settings.chunk_size or settings.batch_size
+        raise ConfigError(
+            "memory for training",
+            got=" ".join(str(error).split())[:200],
+            wanted="room for a step",
+            fix=f"Halve what a pass holds: --chunk-size {max(1, chunk // 2)}; or shorten sequences: "
+            f"--train-tokens {max(8, settings.train_tokens // 2)}; or --batch-size {max(1, settings.batch_size // 2)}.",
+        ) from error
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _synchronise(model: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+    return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(math.fsum(values) / len(values), 4)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from transformers import BertForSequenceClassification, BertModel
+from transformers import PreTrainedModel
 
 from skillserve.card import ModelCard
 from skillserve.console import progress
@@ -31,7 +31,7 @@ _ROWS = 1024
 class Embedder:
     """A bi-encoder with all that its texts need."""
 
-    model: BertModel
+    model: PreTrainedModel
     card: ModelCard
     tokens: EmbedderTokens
     precision: Precision
@@ -58,9 +58,9 @@ class Embedder:
 class Reranker:
     """A cross-encoder with all that its texts need."""
 
-    model: BertForSequenceClassification
+    model: PreTrainedModel
     tokens: RerankerTokens
-    separator: int
+    score_tokens: tuple[int, ...]
     precision: Precision
 
     def rerank(self, run: Run, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
@@ -72,7 +72,7 @@ class Reranker:
                 candidates = ranked(run[query.id])[:depth]
                 text = self.tokens.query(query.text).ids
                 pairs = [self.tokens.pair(text, sides[skill]) for skill in candidates]
-                logits = score_all(self.model, pairs, self.separator, self.precision, bar).tolist()
+                logits = score_all(self.model, pairs, self.score_tokens, self.precision, bar).tolist()
                 reranked[query.id] = dict(zip(candidates, logits, strict=True))
         return reranked
 

@@ -10,10 +10,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import BertModel
+from transformers import PreTrainedModel
 
 from skillserve.console import progress
 from skillserve.errors import ConfigError
+from skillserve_training.families import family_of
 from skillserve_training.recipe import Recipe
 
 __all__ = ["LoopReport", "fit", "freeze", "learning_rate_share", "num_steps", "seed_all"]
@@ -43,13 +44,13 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def freeze(encoder: BertModel, num_layers: int) -> None:
+def freeze(model: PreTrainedModel, num_layers: int) -> None:
     """Keep the embeddings and the lowest layers as they are.
 
     The embeddings are half of a small model's weights; a short run sees too few words to improve them.
     """
-    parts: Sequence[nn.Module] = (encoder.embeddings, *encoder.encoder.layer[:num_layers])
-    for part in parts:
+    family = family_of(model)
+    for part in (*family.embeddings(model), *family.layers(model)[:num_layers]):
         part.requires_grad_(requires_grad=False)
 
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from transformers import BertForSequenceClassification
 
 from skillserve.card import ModelCard
 from skillserve.config import TrainSettings
@@ -28,6 +27,7 @@ from skillserve_training.base import Base
 from skillserve_training.cards import draft_card
 from skillserve_training.dataset import TrainingData, hold_out
 from skillserve_training.evaluate import Embedder, Reranker, ndcg
+from skillserve_training.families import family_of
 from skillserve_training.forward import autocast, score
 from skillserve_training.loop import fit, freeze, num_steps, seed_all
 from skillserve_training.recipe import Recipe, recipe_for, training_limits
@@ -37,16 +37,14 @@ from skillserve_training.weights import (
     open_embedder,
     open_reranker,
     reranker_tokens,
-    separator_id,
+    score_tokens,
     write_trained,
 )
 
-__all__ = ["Candidates", "listwise_loss", "mine_candidates", "start_head", "train_reranker"]
+__all__ = ["Candidates", "listwise_loss", "mine_candidates", "train_reranker"]
 
 _NUM_HARD = 15
 """Hard negatives come from the first so many wrong skills of the embedder's ranking."""
-_POOLER_GAIN = 0.5
-"""[CLS] of a BERT has entries around 1; half of them stays in the part of tanh that still has a slope."""
 _DEPTH = 20
 """Candidates that are reranked when the hold-out is measured, as many as a search reranks by default."""
 
@@ -111,26 +109,13 @@ def listwise_loss(lists: Sequence[Tensor]) -> Tensor:
     return torch.stack([-functional.log_softmax(logits, dim=0)[0] for logits in lists]).mean()
 
 
-def start_head(model: BertForSequenceClassification) -> None:
-    """Begin with a pooler that hands [CLS] on nearly as it is, and a classifier without a bias.
-
-    A random pooler would first have to learn to let anything through, and there are few steps to learn in.
-    """
-    pooler = model.bert.pooler.dense
-    with torch.no_grad():
-        nn.init.eye_(pooler.weight).mul_(_POOLER_GAIN)
-        nn.init.zeros_(pooler.bias)
-        nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
-        nn.init.zeros_(model.classifier.bias)
-
-
 def train_reranker(
     data: TrainingData, base: Base, embedder_base: Base, settings: TrainSettings, out: Path
 ) -> ModelCard:
     """Mine with the embedder, fine-tune, measure on the hold-out with and without reranking, write the folder."""
     seed_all(settings.seed)
     model = open_reranker(base.folder, new_head=True)
-    start_head(model)
+    family_of(model).start_head(model)
     recipe = recipe_for("reranker", settings, num_layers=model.config.num_hidden_layers)
     card = draft_card(base, "reranker", max_tokens=settings.max_tokens, max_query_tokens=settings.max_query_tokens)
     embedder = _mining_embedder(embedder_base, recipe)
@@ -141,12 +126,12 @@ def train_reranker(
     mined = embedder.rank(to_train.queries, to_train.skills, depth=_NUM_HARD + most_golds)
     candidates = mine_candidates(to_train, mined, reranker_tokens(base.folder, training_limits(card, recipe)))
 
-    freeze(model.bert, recipe.frozen_layers)
-    separator = separator_id(base.folder)
+    freeze(model, recipe.frozen_layers)
+    tokens = score_tokens(base.folder)
 
     def loss_of(batch: list[list[Ids]]) -> Tensor:
         with autocast(recipe.precision, model.device):
-            logits = score(model, [pair for pairs in batch for pair in pairs], separator)
+            logits = score(model, [pair for pairs in batch for pair in pairs], tokens)
         return listwise_loss(torch.split(logits, [len(pairs) for pairs in batch]))
 
     report = fit(
@@ -155,7 +140,7 @@ def train_reranker(
         loss_of,
         recipe,
         steps=num_steps(len(candidates.pairs), recipe),
-        head=(model.bert.pooler, model.classifier),
+        head=family_of(model).head(model),
         title="reranker",
     )
 
@@ -163,7 +148,7 @@ def train_reranker(
         if not to_choose.queries:
             return {"embedder_only": None, "reranked": None}
         first = embedder.rank(to_choose.queries, to_choose.skills)
-        reranker = Reranker(model, reranker_tokens(base.folder, card), separator, recipe.precision)
+        reranker = Reranker(model, reranker_tokens(base.folder, card), tokens, recipe.precision)
         second = reranker.rerank(first, to_choose.queries, to_choose.skills, depth=_DEPTH)
         return {"embedder_only": ndcg(first, to_choose), "reranked": ndcg(second, to_choose)}
 

@@ -19,14 +19,24 @@ from skillserve.publish import sha256_of, write_text
 from skillserve.tensors import Role
 from skillserve.text import TEXT_FORMAT, Frame
 
-__all__ = ["CARD_FILE", "WEIGHT_FILES", "ModelCard", "compute_digest", "read_card", "write_card"]
+__all__ = [
+    "CARD_FILE",
+    "WEIGHT_FILES",
+    "ModelCard",
+    "Pooling",
+    "ScoreKind",
+    "compute_digest",
+    "read_card",
+    "write_card",
+]
 
 CARD_FILE = "card.json"
 WEIGHT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 """Files that the digest covers, besides the card."""
 
-Pooling = Literal["mean", "cls"]
-ScoreKind = Literal["cosine", "logit"]
+Pooling = Literal["mean", "cls", "last"]
+ScoreKind = Literal["cosine", "logit", "yes_no"]
+"""Cosine of embedders; of rerankers the logit of a classifier, or the gap logit(yes) - logit(no)."""
 
 
 class ModelCard(BaseModel):
@@ -63,7 +73,7 @@ class ModelCard(BaseModel):
             if self.dim is None or self.pooling is None or self.score_kind != "cosine" or slots != ["text"]:
                 raise ValueError("an embedder has dim, pooling, score_kind `cosine` and a frame with {text}")
         elif self.score_kind == "cosine" or slots != ["query", "skill"]:
-            raise ValueError("a reranker has score_kind `logit` and a frame with {query} and {skill}")
+            raise ValueError("a reranker has score_kind `logit` or `yes_no` and a frame with {query} and {skill}")
         if self.max_query_tokens > self.max_tokens:
             raise ValueError("max_query_tokens must not exceed max_tokens")
         return self

@@ -3,7 +3,7 @@
 A sequence is put together from pieces (`skillserve.text.Frame`): literals that we wrote, tokenised once with
 special tokens parsed, and slots that strangers filled, tokenised with special tokens NOT parsed, so `[SEP]` in
 a skill is ordinary characters. Truncation and padding of tokenizer.json are switched off: what is cut, and
-where, is decided here and told.
+where, is decided here and told. A text is cut at its end; white space that its slot carries behind it stays.
 
 The caller loads the tokenizer (`tokenizers.Tokenizer`), so this package needs none itself, and training,
 export and client read texts in exactly the same way.
@@ -11,7 +11,7 @@ export and client read texts in exactly the same way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from skillserve.card import ModelCard
 from skillserve.errors import CardError, QueryError
 from skillserve.records import Skill
 from skillserve.tensors import Ids
-from skillserve.text import Frame, document_text, query_text, skill_text
+from skillserve.text import Frame, Piece, document_text, query_text, skill_text
 
 __all__ = ["CutText", "EmbedderTokens", "RerankerTokens", "TokenizerLike", "mend"]
 
@@ -50,16 +50,29 @@ class EncodingLike(Protocol):
     ids: list[int]
 
 
+class AddedTokenLike(Protocol):
+    """The part of `tokenizers.AddedToken` that framing uses."""
+
+    content: str
+    special: bool
+
+
 class TokenizerLike(Protocol):
     """The part of `tokenizers.Tokenizer` that framing uses."""
 
     encode_special_tokens: bool
+
+    def add_special_tokens(self, tokens: list[str], /) -> int:
+        """Mark tokens as special."""
 
     def encode(self, text: str, /, *, add_special_tokens: bool) -> EncodingLike:
         """Token ids of one text."""
 
     def encode_batch_fast(self, texts: list[str], /, *, add_special_tokens: bool) -> Sequence[EncodingLike]:
         """Token ids of each text, in parallel."""
+
+    def get_added_tokens_decoder(self) -> Mapping[int, AddedTokenLike]:
+        """Tokens beside the vocabulary proper, by id."""
 
     def get_vocab_size(self, with_added_tokens: bool = True) -> int:  # noqa: FBT001, FBT002 -- the library's own
         """How many token ids there are."""
@@ -104,6 +117,9 @@ class _Texts:
             )
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        # Tokenizers leave some unmarked, such as Qwen3's `<think>`, which stands in its frame: nobody may forge it.
+        added = tokenizer.get_added_tokens_decoder().values()
+        tokenizer.add_special_tokens([token.content for token in added if not token.special])
         frame = Frame.parse(card.frame)
         tokenizer.encode_special_tokens = False
         self.pieces: list[Ids | str] = [
@@ -115,17 +131,21 @@ class _Texts:
         self.num_frame = sum(len(piece) for piece in self.pieces if not isinstance(piece, str))
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
-        if self.num_frame >= card.max_tokens:
+        self._slots = {piece.value: piece for piece in frame.pieces if piece.kind == "slot"}
+        self._tails = {slot: self._tail(piece) for slot, piece in self._slots.items()}
+        num_fixed = self.num_frame + sum(len(tail) for tail in self._tails.values())
+        if num_fixed >= card.max_tokens:
             raise CardError(
                 f"card of {card.name}",
-                got=f"a frame of {self.num_frame} tokens and max_tokens {card.max_tokens}",
+                got=f"a frame of {num_fixed} tokens and max_tokens {card.max_tokens}",
                 wanted="a frame that leaves room for text",
                 fix="Raise max_tokens and write the card again: skillserve card",
             )
 
-    def cut(self, texts: Sequence[str], limit: int) -> list[CutText]:
-        """The first `limit` tokens of each text; texts are tokenised in parallel, long ones only as far as needed."""
-        mended = [mend(text) for text in texts]
+    def cut(self, slot: str, texts: Sequence[str], limit: int) -> list[CutText]:
+        """Each text as its slot reads it, in at most `limit` tokens; long ones are tokenised only as far as needed."""
+        around = self._slots[slot]
+        mended = [around.before + mend(text) + around.after for text in texts]
         done: dict[int, CutText] = {}
         waiting = list(range(len(mended)))
         num_chars = max(limit, 1) * _FIRST_CHARS_PER_TOKEN
@@ -140,14 +160,26 @@ class _Texts:
                     short.append(i)
                     continue
                 total = found if whole else round(found * len(mended[i]) / len(head))
-                ids = _ids(encoding.ids[:limit])
+                ids = self.shortened(slot, _ids(encoding.ids), limit)
                 done[i] = CutText(ids=ids, num_kept=len(ids), num_tokens=total, estimated=not whole)
             waiting, num_chars = short, num_chars * _GROWTH
         return [done[i] for i in range(len(mended))]
 
+    def shortened(self, slot: str, ids: Ids, limit: int) -> Ids:
+        """At most `limit` ids, without the last ones of the text; what its slot carries behind it is kept."""
+        if len(ids) <= limit:
+            return ids
+        tail = self._tails[slot]
+        short: Ids = np.concatenate([ids[: max(limit - len(tail), 0)], tail])[:limit]
+        return short
+
     def count(self, text: str) -> int:
-        """Tokens of a short text of our own."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """Tokens of a short text."""
+        return len(self._tokenizer.encode(mend(text), add_special_tokens=False).ids)
+
+    def _tail(self, slot: Piece) -> Ids:
+        """White space behind a slot, read alone."""
+        return _ids(self._tokenizer.encode(slot.after, add_special_tokens=False).ids)
 
     def framed(self, **slots: Ids) -> Ids:
         """Literals and slots in the frame's order, as one array."""
@@ -178,9 +210,10 @@ class EmbedderTokens:
 
     def queries(self, texts: Sequence[str]) -> list[CutText]:
         """Framed ids of many requests."""
-        cuts = self._texts.cut([query_text(self.card.query_prompt, text) for text in texts], self._most_query)
+        cuts = self._texts.cut("text", [query_text(self.card.query_prompt, text) for text in texts], self._most_query)
         for text, cut in zip(texts, cuts, strict=True):
-            if not text.strip() or cut.num_tokens <= self._num_prompt:
+            # A prompt that ends in a blank gives it away to the first word, so the whole may be no longer than it.
+            if not text.strip() or (cut.num_tokens <= self._num_prompt and not self._texts.count(text.strip())):
                 raise QueryError(
                     "request",
                     got=f"{text[:40]!r}, which holds no readable text",
@@ -192,7 +225,7 @@ class EmbedderTokens:
     def skills(self, skills: Sequence[Skill]) -> list[Ids]:
         """Framed ids of skills, each cut so that the frame fits into the card's max_tokens."""
         texts = [document_text(self.card.document_prompt, skill) for skill in skills]
-        return [self._framed(cut).ids for cut in self._texts.cut(texts, self.room)]
+        return [self._framed(cut).ids for cut in self._texts.cut("text", texts, self.room)]
 
     def _framed(self, cut: CutText) -> CutText:
         return CutText(
@@ -219,15 +252,16 @@ class RerankerTokens:
 
     def queries(self, texts: Sequence[str]) -> list[CutText]:
         """Bare ids of many requests."""
-        return self._texts.cut([query_text("", text) for text in texts], self._most_query)
+        return self._texts.cut("query", [query_text("", text) for text in texts], self._most_query)
 
     def skills(self, skills: Sequence[Skill]) -> list[Ids]:
         """Bare ids of skills, as the bundle stores them: as many as fit beside an empty request."""
-        return [cut.ids for cut in self._texts.cut([skill_text(skill) for skill in skills], self.room)]
+        return [cut.ids for cut in self._texts.cut("skill", [skill_text(skill) for skill in skills], self.room)]
 
     def pair(self, query: Ids, skill: Ids) -> Ids:
         """One framed pair of at most max_tokens; only the skill is cut."""
-        return self._texts.framed(query=query, skill=skill[: max(self.room - len(query), 0)])
+        side = self._texts.shortened("skill", skill, max(self.room - len(query), 0))
+        return self._texts.framed(query=query, skill=side)
 
 
 def _head(text: str, num_chars: int) -> str:

@@ -1,4 +1,4 @@
-"""The only place that formats the texts which models read.
+r"""The only place that formats the texts which models read.
 
 Three formats exist. Each is versioned by `TEXT_FORMAT`; a change of any of them makes embeddings
 incomparable, so cards and bundles carry the version and refuse another one.
@@ -10,6 +10,10 @@ incomparable, so cards and bundles carry the version and refuse another one.
 A frame separates what we wrote from what strangers wrote. Its literal parts are tokenised with special
 tokens parsed; the texts in its slots are tokenised with special tokens NOT parsed, so a skill that
 contains `[SEP]` or `<|im_end|>` cannot forge the frame.
+
+A slot may carry white space inside its braces, `{ query\n}`, which is read together with the text. Byte-level
+tokenizers such as Qwen3's make one token of a blank and the word behind it, and one of a full stop and the line
+break behind it; with the seams inside the slots, pieces have the ids of the whole text tokenised at once.
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BERT_PAIR_FRAME",
     "BERT_SINGLE_FRAME",
+    "QWEN3_PAIR_FRAME",
+    "QWEN3_QUERY_PROMPT",
+    "QWEN3_SINGLE_FRAME",
     "TEXT_FORMAT",
     "Frame",
     "Piece",
@@ -38,7 +45,20 @@ TEXT_FORMAT = "skillret/1"
 BERT_SINGLE_FRAME = "[CLS]{text}[SEP]"
 BERT_PAIR_FRAME = "[CLS]{query}[SEP]{skill}[SEP]"
 
-_SLOT = re.compile(r"\{(text|query|skill)\}")
+QWEN3_SINGLE_FRAME = "{text}<|endoftext|>"
+QWEN3_QUERY_PROMPT = "Instruct: Given a skill search query, retrieve relevant skills that match the query\nQuery: "
+QWEN3_PAIR_FRAME = (
+    "<|im_start|>system\n"
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".<|im_end|>\n'
+    "<|im_start|>user\n"
+    "<Instruct>: Given a skill search query, judge whether the skill document is relevant and useful for the query\n"
+    "<Query>:{ query\n}<Document>:{ skill}<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+"""SkillRet's texts for Qwen3; the answer to the second one is `yes` or `no`."""
+
+_SLOT = re.compile(r"\{(\s*)(text|query|skill)(\s*)\}")
 
 
 def skill_text(skill: Skill) -> str:
@@ -63,27 +83,36 @@ class Piece:
 
     kind: Literal["literal", "slot"]
     value: str
+    before: str = ""
+    """White space that a slot's text is read with, in front of it."""
+    after: str = ""
+    """The same behind it; it stays where the text is cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A parsed frame: literals and slots in order.
+    r"""A parsed frame: literals and slots in order.
 
     >>> [p.value for p in Frame.parse("[CLS]{query}[SEP]{skill}[SEP]").pieces]
     ['[CLS]', 'query', '[SEP]', 'skill', '[SEP]']
+    >>> Frame.parse("Query:{ text\n}").pieces[1]
+    Piece(kind='slot', value='text', before=' ', after='\n')
     """
 
     pieces: tuple[Piece, ...]
 
     @classmethod
     def parse(cls, template: str) -> Frame:
-        """Split a template at `{text}`, `{query}` and `{skill}`; every slot at most once (ValueError)."""
+        """Split a template at `{text}`, `{query}` and `{skill}`; every slot at most once (ValueError).
+
+        White space inside the braces belongs to the slot, white space outside of them to a literal.
+        """
         pieces: list[Piece] = []
         at = 0
         for match in _SLOT.finditer(template):
             if match.start() > at:
                 pieces.append(Piece("literal", template[at : match.start()]))
-            pieces.append(Piece("slot", match.group(1)))
+            pieces.append(Piece("slot", match[2], before=match[1], after=match[3]))
             at = match.end()
         if at < len(template):
             pieces.append(Piece("literal", template[at:]))

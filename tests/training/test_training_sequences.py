@@ -14,10 +14,11 @@ from skillserve.card import ModelCard, read_card
 from skillserve.config import TrainSettings
 from skillserve_training import draft_card, read_training_data, resolve_base
 from skillserve_training.embedder import TokenisedPairs, ranking_loss, tokenise_pairs
-from skillserve_training.forward import embed_all, pad, pair_types, score, score_all
+from skillserve_training.families.bert import pair_types
+from skillserve_training.forward import embed_all, pad, score, score_all
 from skillserve_training.recipe import recipe_for, training_limits
 from skillserve_training.reranker import listwise_loss, mine_candidates
-from skillserve_training.weights import embedder_tokens, open_embedder, open_reranker, reranker_tokens, separator_id
+from skillserve_training.weights import embedder_tokens, open_embedder, open_reranker, reranker_tokens, score_tokens
 
 SAME_ROW = 1e-5
 """Float32 sums in another order, on entries of size 1."""
@@ -90,7 +91,8 @@ def test_an_embedding_does_not_depend_on_its_neighbours(tiny_embedder: Path, poo
 
 
 def test_a_score_does_not_depend_on_its_neighbours(tiny_reranker: Path) -> None:
-    model, separator = open_reranker(tiny_reranker), separator_id(tiny_reranker)
+    model, tokens = open_reranker(tiny_reranker), score_tokens(tiny_reranker)
+    (separator,) = tokens
     draw = np.random.default_rng(0)
     pairs = [
         np.concatenate([[2], draw.integers(5, 40, n), [separator], draw.integers(5, 40, m), [separator]]).astype(
@@ -98,9 +100,9 @@ def test_a_score_does_not_depend_on_its_neighbours(tiny_reranker: Path) -> None:
         )
         for n, m in ((3, 12), (1, 1), (9, 30))
     ]
-    together = score_all(model, pairs, separator, "float32")
+    together = score_all(model, pairs, tokens, "float32")
     with torch.no_grad():
-        alone = torch.cat([score(model, [pair], separator) for pair in pairs])
+        alone = torch.cat([score(model, [pair], tokens) for pair in pairs])
     assert torch.allclose(together, alone, atol=SAME_ROW)
 
 

@@ -8,19 +8,18 @@ code when it is opened.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.errors import CardError, ConfigError, MissingExtraError
 from skillserve.publish import sha256_of
+from skillserve_training.files import INDEX, WEIGHTS, weight_files, weights_digest
 
-__all__ = ["MINILM", "Base", "read_json", "resolve_base"]
+__all__ = ["MINILM", "Base", "resolve_base"]
 
 MINILM = "minilm"
 
@@ -35,9 +34,11 @@ _MINILM_SHA256 = {
 }
 
 _HUB_ID = re.compile(r"(?P<model>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")
-_HUB_FILES = ("config.json", "model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json")
+_HUB_FILES = (
+    *("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json"),
+    *(WEIGHTS, INDEX, "model-*-of-*.safetensors"),
+)
 _HUB_FILES_OF_A_CARD = ("config_sentence_transformers.json", "README.md")
-_NEEDED = ("config.json", "model.safetensors", "tokenizer.json")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -46,7 +47,7 @@ class Base:
     """A folder of sound base weights and where they come from."""
 
     folder: Path
-    """Holds config.json, model.safetensors and tokenizer.json."""
+    """Holds config.json, tokenizer.json and safetensors, whole or in shards."""
     model: str
     """Upstream identity, such as `sentence-transformers/all-MiniLM-L6-v2`."""
     revision: str
@@ -121,7 +122,7 @@ def _local(folder: Path) -> Base:
     if (folder / CARD_FILE).is_file():
         card = read_card(folder, verify_weights=True)
         return Base(folder, card.base_model, card.base_revision, card.licence, card)
-    revision = f"sha256:{sha256_of(folder / 'model.safetensors')}"
+    revision = f"sha256:{weights_digest(folder)}"
     return Base(folder, folder.resolve().name, revision, _licence(folder))
 
 
@@ -145,11 +146,12 @@ def _hub(model: str, revision: str) -> Base:
 
 
 def _require_files(folder: Path) -> None:
-    missing = [name for name in _NEEDED if not (folder / name).is_file()]
+    needed = [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]
+    missing = [file.name for file in needed if not file.is_file()]
     if not missing:
         return
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if "model.safetensors" in missing and pickles:
+    if WEIGHTS in missing and pickles:
         raise ConfigError(
             f"base `{folder}`",
             got=f"weights in pickle form only ({', '.join(pickles)})",
@@ -159,7 +161,7 @@ def _require_files(folder: Path) -> None:
     raise ConfigError(
         f"base `{folder}`",
         got=f"no {', '.join(missing)}",
-        wanted="config.json, tokenizer.json and one model.safetensors (not in shards)",
+        wanted="config.json, tokenizer.json and model.safetensors, whole or in shards with their index",
         fix=f"Name another base, such as --base {MINILM}",
     )
 
@@ -176,18 +178,3 @@ def _licence(folder: Path) -> str:
         if isinstance(front, dict) and front.get("license"):
             return str(front["license"])
     return "unknown"
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object that describes a base; ConfigError if it is none."""
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"base file `{file}`", got=str(error), wanted="a JSON object", fix="Fetch or write the base again."
-        ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"base file `{file}`", got=type(content).__name__, wanted="a JSON object", fix="Fetch the base again."
-        )
-    return content

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
 
-from transformers import BertConfig
-
-from skillserve.card import ModelCard
+from skillserve.card import ModelCard, Pooling
 from skillserve.errors import ConfigError
 from skillserve.tensors import Role
-from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
-from skillserve_training.base import MINILM, Base, read_json
+from skillserve_training.base import MINILM, Base
+from skillserve_training.families import Family, family_in
+from skillserve_training.files import read_json
+from skillserve_training.tokenizer import token_ids
 from skillserve_training.weights import embedder_tokens, reranker_tokens
 
 __all__ = ["draft_card"]
 
-_FAMILIES = ("bert",)
-_FRAMES: dict[Role, str] = {"embedder": BERT_SINGLE_FRAME, "reranker": BERT_PAIR_FRAME}
+_POOLINGS: dict[str, Pooling] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+    "mean": "mean",
+    "cls": "cls",
+    "lasttoken": "last",
+}
+"""Words of sentence-transformers, those of its older files first."""
 _SERVED_MODULES = ("Transformer", "Pooling", "Normalize")
 """Modules of a sentence-transformers model that serving reproduces."""
 
@@ -28,16 +34,9 @@ def draft_card(base: Base, role: Role, *, max_tokens: int, max_query_tokens: int
     Limits are capped so that the frame always fits. Without `max_query_tokens` a request may fill an embedder's
     whole frame, and half of a reranker's, since the skill has to fit beside it.
     """
-    told = read_json(base.folder / "config.json")
-    family = str(told.get("model_type"))
-    if family not in _FAMILIES:
-        raise ConfigError(
-            f"base `{base.name}`",
-            got=f"model type {family}",
-            wanted=f"one of {', '.join(_FAMILIES)}",
-            fix=f"Name another base, such as --base {MINILM}",
-        )
-    config = BertConfig.from_dict(told)  # what the file leaves out has BERT's defaults
+    family = family_in(base.folder)
+    config = family.config.from_dict(read_json(base.folder / "config.json"))
+    _require_tokens(base, family, role)
     if max_tokens > config.max_position_embeddings:
         raise ConfigError(
             f"max_tokens of base `{base.name}`",
@@ -46,21 +45,21 @@ def draft_card(base: Base, role: Role, *, max_tokens: int, max_query_tokens: int
             fix=f"Run it again with --max-tokens {config.max_position_embeddings}",
         )
     embeds = role == "embedder"
-    query_prompt, document_prompt = _prompts(base) if embeds else ("", "")
+    query_prompt, document_prompt = _prompts(base, family) if embeds else ("", "")
     card = ModelCard(
         name=base.name,
         role=role,
-        family=family,
+        family=family.config.model_type,
         dim=config.hidden_size if embeds else None,
         vocab_size=config.vocab_size,
         max_tokens=max_tokens,
         max_query_tokens=max_tokens,
-        pooling=_pooling(base) if embeds else None,
+        pooling=_pooling(base, family) if embeds else None,
         normalised=embeds,
         query_prompt=query_prompt,
         document_prompt=document_prompt,
-        frame=_FRAMES[role],
-        score_kind="cosine" if embeds else "logit",
+        frame=family.frames[role],
+        score_kind="cosine" if embeds else family.score_kind,
         base_model=base.model,
         base_revision=base.revision,
         licence=base.licence,
@@ -70,28 +69,33 @@ def draft_card(base: Base, role: Role, *, max_tokens: int, max_query_tokens: int
     return card.model_copy(update={"max_query_tokens": min(wanted, room)})
 
 
-def _pooling(base: Base) -> Literal["mean", "cls"]:
-    """Pooling of the base's card, or of its sentence-transformers files; a plain encoder is averaged."""
+def _require_tokens(base: Base, family: Family, role: Role) -> None:
+    token_ids(base.folder, family.frame_tokens[role])
+    if role == "reranker":
+        family.score_tokens(base.folder)
+
+
+def _pooling(base: Base, family: Family) -> Pooling:
+    """Pooling of the base's card, or of its sentence-transformers files; a plain model has its family's usual one."""
     if base.card and base.card.pooling:
         return base.card.pooling
     if (base.folder / "modules.json").is_file():
         _refuse_unknown_modules(base)
     file = base.folder / "1_Pooling" / "config.json"
     if not file.is_file():
-        return "mean"
-    modes = {name: on for name, on in read_json(file).items() if name.startswith("pooling_mode_") and on}
-    match list(modes):
-        case ["pooling_mode_mean_tokens"]:
-            return "mean"
-        case ["pooling_mode_cls_token"]:
-            return "cls"
-        case other:
-            raise ConfigError(
-                f"pooling of base `{base.name}`",
-                got=", ".join(other) or "none",
-                wanted="pooling_mode_mean_tokens or pooling_mode_cls_token",
-                fix=f"Name another base, such as --base {MINILM}",
-            )
+        return family.poolings[0]
+    told = read_json(file)
+    modes = [str(told["pooling_mode"])] if told.get("pooling_mode") else []
+    modes += [name for name, on in told.items() if name.startswith("pooling_mode_") and on]
+    found = _POOLINGS.get(modes[0]) if len(modes) == 1 else None
+    if found not in family.poolings:
+        raise ConfigError(
+            f"pooling of base `{base.name}`",
+            got=", ".join(modes) or "none",
+            wanted=" or ".join(name for name, pooling in _POOLINGS.items() if pooling in family.poolings),
+            fix=f"Name another base, such as --base {MINILM}",
+        )
+    return found
 
 
 def _refuse_unknown_modules(base: Base) -> None:
@@ -115,10 +119,12 @@ def _refuse_unknown_modules(base: Base) -> None:
         )
 
 
-def _prompts(base: Base) -> tuple[str, str]:
-    """(query prompt, document prompt) of the base's card, or of its sentence-transformers files."""
-    if base.card:
+def _prompts(base: Base, family: Family) -> tuple[str, str]:
+    """(query prompt, document prompt) of the base's card, its family's recipe, or its sentence-transformers files."""
+    if base.card and base.card.role == "embedder":
         return base.card.query_prompt, base.card.document_prompt
+    if family.prompts is not None:
+        return family.prompts
     file = base.folder / "config_sentence_transformers.json"
     prompts = read_json(file).get("prompts") if file.is_file() else None
     found = prompts if isinstance(prompts, dict) else {}

@@ -19,11 +19,13 @@ from transformers.modeling_utils import load_state_dict
 from skillserve.errors import ConfigError
 from skillserve.publish import published_folder, write_text
 
-__all__ = ["Checkpoint", "Checkpoints", "load_weights"]
+__all__ = ["Checkpoint", "Checkpoints", "load_weights", "save_weights"]
 
 _RUN_FILE = "run.json"
 _STATE_FILE = "trainer_state.json"
 _WEIGHTS_FILE = "model.safetensors"
+_ONE_FILE = 1 << 60
+"""No model has so many bytes, so none is written in shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Checkpoints:
     def keep_best(self, model: PreTrainedModel) -> None:
         """Write the weights that did best on the hold-out so far."""
         with published_folder(self.folder / "best") as draft:
-            model.save_pretrained(draft, safe_serialization=True)
+            save_weights(model, draft)
 
     def restore_best(self, model: PreTrainedModel) -> None:
         """Load what `keep_best` wrote."""
@@ -87,6 +89,11 @@ class Checkpoints:
         except (OSError, ValueError):
             return None
         return identity
+
+
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model's weights, in one file."""
+    model.save_pretrained(folder, safe_serialization=True, max_shard_size=_ONE_FILE)
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:

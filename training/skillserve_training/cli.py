@@ -19,6 +19,8 @@ from skillserve_training.base import resolve_base
 from skillserve_training.cards import draft_card
 from skillserve_training.dataset import read_training_data
 from skillserve_training.embedder import train_embedder
+from skillserve_training.mined import read_mined
+from skillserve_training.recipe import read_recipe
 from skillserve_training.reranker import train_reranker
 from skillserve_training.weights import write_stock
 

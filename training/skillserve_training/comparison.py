@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from skillserve.card import ModelCard
 from skillserve.config import TrainSettings
 from skillserve.tensors import Ids
 from skillserve_training.families import family_of
@@ -26,16 +26,16 @@ _LOSSES = {"listwise": listwise_loss, "pointwise": pointwise_loss}
 class RerankerTrainee(Trainee):
     """Framed pairs → logits `[B]`."""
 
-    def __init__(self, pretrained: nn.Module, card: ModelCard, precision: Precision) -> None:
+    def __init__(self, pretrained: PreTrainedModel, tokens: tuple[int, ...], precision: Precision) -> None:
         super().__init__()
         self.pretrained = pretrained
-        self._card = card
+        self._tokens = tokens
         self._precision: Precision = precision
 
     def forward(self, pairs: Sequence[Ids]) -> Tensor:
         """Scores in the given order."""
         with autocast(self._precision, self.pretrained.device):
-            return score(self.pretrained, pairs, self._card)
+            return score(self.pretrained, pairs, self._tokens)
 
     def new_head(self) -> Sequence[nn.Module]:
         """Modules that begin untrained."""

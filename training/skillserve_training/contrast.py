@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from skillserve.card import ModelCard
 from skillserve.config import TrainSettings
@@ -31,7 +32,7 @@ _GROUP = 32
 class EmbedderTrainee(Trainee):
     """Sequences → unit rows `[B, D]`."""
 
-    def __init__(self, pretrained: nn.Module, card: ModelCard, precision: Precision) -> None:
+    def __init__(self, pretrained: PreTrainedModel, card: ModelCard, precision: Precision) -> None:
         super().__init__()
         self.pretrained = pretrained
         self._card = card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from skillserve_training.limits import prepare, training_limits
 from skillserve_training.mined import Mined
 from skillserve_training.pairs import schedule_of_pairs, tokenise
 from skillserve_training.precision import Precision, choose_precision
+from skillserve_training.report import write_report
 from skillserve_training.summary import identity, summarise
 from skillserve_training.trainer import fit
 from skillserve_training.weights import embedder_tokens, open_embedder, write_trained
@@ -77,7 +79,11 @@ def train_embedder(
     named = card.model_copy(
         update={"name": f"{base.upstream_name}-embedder", "data_digest": data.digest, "training": training}
     )
-    written = write_trained(out, model, base, named, course) if is_main() else named
+    if not is_main():
+        return named
+    title = f"{named.name}: {len(to_train.queries)} requests, {len(to_train.skills)} skills"
+    report = partial(write_report, title=title, course=course, training=training)
+    written = write_trained(out, model, base, named, report=report)
     checkpoints.remove()
     return written
 
@@ -97,6 +103,10 @@ def _teach(teacher: Base, data: TrainingData, settings: TrainSettings, precision
         requests=embed_all(model, texts.requests, teacher.card, precision),
         documents=embed_all(model, texts.documents, teacher.card, precision),
     )
+
+
+def _digest(teacher: Base | None) -> str | None:
+    return teacher.card.digest if teacher and teacher.card else None
 
 
 def _refuse_dims(dims: Sequence[int], card: ModelCard) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from transformers import BertForSequenceClassification, BertModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from skillserve.card import ModelCard
 from skillserve.console import progress
@@ -17,7 +18,7 @@ from skillserve.metrics import evaluate, ranked
 from skillserve.records import Query, Run, Skill
 from skillserve_training.dataset import TrainingData
 from skillserve_training.forward import embed_all, score_all
-from skillserve_training.recipe import Precision
+from skillserve_training.precision import Precision
 
 __all__ = ["Embedder", "Reranker", "ndcg"]
 
@@ -31,18 +32,22 @@ _ROWS = 1024
 class Embedder:
     """A bi-encoder with all that its texts need."""
 
-    model: BertModel
+    model: PreTrainedModel
     card: ModelCard
     tokens: EmbedderTokens
     precision: Precision
 
-    def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int = _DEPTH) -> Run:
-        """The nearest skills of each request by inner product, exactly."""
+    def embed(self, queries: Sequence[Query], skills: Sequence[Skill]) -> tuple[Tensor, Tensor]:
+        """Unit rows of requests `[Q, D]` and of skills `[S, D]`, float32, in the given order."""
         texts = [cut.ids for cut in self.tokens.queries([query.text for query in queries])]
         documents = self.tokens.skills(skills)
         with progress("embed", len(texts) + len(documents)) as bar:
             query_rows = embed_all(self.model, texts, self.card, self.precision, bar)
-            skill_rows = embed_all(self.model, documents, self.card, self.precision, bar)
+            return query_rows, embed_all(self.model, documents, self.card, self.precision, bar)
+
+    def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int = _DEPTH) -> Run:
+        """The nearest skills of each request by inner product, exactly."""
+        query_rows, skill_rows = self.embed(queries, skills)
         run: dict[str, Mapping[str, float]] = {}
         for start in range(0, len(queries), _ROWS):
             nearest = (query_rows[start : start + _ROWS] @ skill_rows.T).topk(min(depth, len(skills)), dim=1)
@@ -58,9 +63,9 @@ class Embedder:
 class Reranker:
     """A cross-encoder with all that its texts need."""
 
-    model: BertForSequenceClassification
+    model: PreTrainedModel
     tokens: RerankerTokens
-    separator: int
+    score_tokens: tuple[int, ...]
     precision: Precision
 
     def rerank(self, run: Run, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
@@ -72,7 +77,7 @@ class Reranker:
                 candidates = ranked(run[query.id])[:depth]
                 text = self.tokens.query(query.text).ids
                 pairs = [self.tokens.pair(text, sides[skill]) for skill in candidates]
-                logits = score_all(self.model, pairs, self.separator, self.precision, bar).tolist()
+                logits = score_all(self.model, pairs, self.score_tokens, self.precision, bar).tolist()
                 reranked[query.id] = dict(zip(candidates, logits, strict=True))
         return reranked
 

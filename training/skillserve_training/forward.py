@@ -11,15 +11,15 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from transformers import BertForSequenceClassification, BertModel
+from transformers import PreTrainedModel
 
 from skillserve.card import ModelCard
 from skillserve.console import Bar
 from skillserve.tensors import Ids, token_budget_batches
-from skillserve_training.recipe import Precision
+from skillserve_training.families import family_of
+from skillserve_training.precision import Precision
 
-__all__ = ["autocast", "embed", "embed_all", "pad", "pair_types", "score", "score_all"]
+__all__ = ["autocast", "embed", "embed_all", "pad", "score", "score_all"]
 
 _BATCH_TOKENS = 4096
 """Padded tokens in one forward pass without gradients; more gains nothing on a few cores."""
@@ -41,51 +41,40 @@ def pad(sequences: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]
     return ids.to(device), mask.to(device)
 
 
-def embed(model: BertModel, sequences: Sequence[Ids], card: ModelCard) -> Tensor:
+def embed(model: PreTrainedModel, sequences: Sequence[Ids], card: ModelCard) -> Tensor:
     """Unit rows `[B, D]` float32, pooled as the card says."""
     ids, mask = pad(sequences, model.device)
-    hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-    mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
-    return functional.normalize(hidden[:, 0] if card.pooling == "cls" else mean, dim=-1)
+    return family_of(model).embed(model, ids, mask, card.pooling)
 
 
-def pair_types(ids: Tensor, mask: Tensor, separator: int) -> Tensor:
-    """Segment ids `[B, L]`: 0 up to and including a sequence's first separator, 1 behind it, 0 on padding."""
-    is_separator = (ids == separator).to(torch.int64)
-    behind_first = is_separator.cumsum(1) - is_separator > 0
-    return behind_first.to(torch.int64) * mask
-
-
-def score(model: BertForSequenceClassification, pairs: Sequence[Ids], separator: int) -> Tensor:
-    """Relevance logits `[B]` float32 of framed pairs."""
+def score(model: PreTrainedModel, pairs: Sequence[Ids], tokens: tuple[int, ...]) -> Tensor:
+    """Relevance logits `[B]` float32 of framed pairs; `tokens` as `weights.score_tokens` finds them."""
     ids, mask = pad(pairs, model.device)
-    types = pair_types(ids, mask, separator)
-    logits: Tensor = model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
-    return logits[:, 0].float()
+    return family_of(model).score(model, ids, mask, tokens)
 
 
 def embed_all(
-    model: BertModel, sequences: Sequence[Ids], card: ModelCard, precision: Precision, bar: Bar | None = None
+    model: PreTrainedModel, sequences: Sequence[Ids], card: ModelCard, precision: Precision, bar: Bar | None = None
 ) -> Tensor:
     """Embeddings of any number of sequences, `[N, D]` float32, without gradients; `bar` counts them."""
     return _in_batches(sequences, lambda batch: embed(model, batch, card), model, precision, bar)
 
 
 def score_all(
-    model: BertForSequenceClassification,
+    model: PreTrainedModel,
     pairs: Sequence[Ids],
-    separator: int,
+    tokens: tuple[int, ...],
     precision: Precision,
     bar: Bar | None = None,
 ) -> Tensor:
     """Logits of any number of pairs, `[N]` float32, without gradients; `bar` counts them."""
-    return _in_batches(pairs, lambda batch: score(model, batch, separator), model, precision, bar)
+    return _in_batches(pairs, lambda batch: score(model, batch, tokens), model, precision, bar)
 
 
 def _in_batches(
     sequences: Sequence[Ids],
     run: Callable[[Sequence[Ids]], Tensor],
-    model: BertModel | BertForSequenceClassification,
+    model: PreTrainedModel,
     precision: Precision,
     bar: Bar | None,
 ) -> Tensor:

@@ -26,10 +26,9 @@ def prepare(model: M, settings: TrainSettings) -> M:
             wanted="a layer that learns",
             fix=f"Freeze fewer: --frozen-layers {len(layers) - 1}",
         )
-    if settings.freeze_embeddings:
-        family_of(model).embeddings(model).requires_grad_(requires_grad=False)
-    for layer in layers[: settings.frozen_layers]:
-        layer.requires_grad_(requires_grad=False)
+    embeddings = family_of(model).embeddings(model) if settings.freeze_embeddings else ()
+    for part in (*embeddings, *layers[: settings.frozen_layers]):
+        part.requires_grad_(requires_grad=False)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

@@ -26,7 +26,7 @@ _SMOOTH_SHARE = 0.05
 _INCHES = (8.0, 6.0)
 
 
-def write_report(folder: Path, title: str, course: Course, training: Mapping[str, Any]) -> None:
+def write_report(folder: Path, *, title: str, course: Course, training: Mapping[str, Any]) -> None:
     """Write `report.json` and `curves.png` into the weights folder `folder`; `training` is the card's summary."""
     target = folder / REPORT_FOLDER
     target.mkdir()

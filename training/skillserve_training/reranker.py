@@ -7,6 +7,7 @@ ranks by, so the logit has to say only what the embedder does not know.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,13 @@ from skillserve_training.comparison import Comparison, RerankerTrainee
 from skillserve_training.dataset import TrainingData, hold_out
 from skillserve_training.distributed import is_main
 from skillserve_training.evaluate import Embedder, Reranker, ndcg
+from skillserve_training.families import family_of
 from skillserve_training.first_stage import FirstStage
 from skillserve_training.limits import prepare, training_limits
 from skillserve_training.lists import schedule_of_lists, tokenise_sides
 from skillserve_training.mined import Mined
 from skillserve_training.precision import Precision, choose_precision
+from skillserve_training.report import write_report
 from skillserve_training.summary import identity, summarise
 from skillserve_training.trainer import fit
 from skillserve_training.weights import (
@@ -35,6 +38,7 @@ from skillserve_training.weights import (
     open_embedder,
     open_reranker,
     reranker_tokens,
+    score_tokens,
     write_trained,
 )
 
@@ -63,6 +67,9 @@ def train_reranker(
     """
     precision = choose_precision(settings.precision)
     model = prepare(open_reranker(base.folder, new_head=True), settings)
+    if base.card is None or base.card.role != "reranker":
+        family_of(model).start_head(model)
+    tokens = score_tokens(base.folder)
     card = draft_card(base, "reranker", max_tokens=settings.max_tokens, max_query_tokens=settings.max_query_tokens)
     embedder = _first_stage(embedder_base, precision)
     _refuse_a_seen_hold_out(embedder.card, data, settings)
@@ -76,8 +83,8 @@ def train_reranker(
         data, base, settings, embedder=embedder.card.digest, mined=mined.digest if mined else None
     )
     checkpoints = Checkpoints(out, run, fresh=settings.fresh)
-    trainee = RerankerTrainee(model, card, precision)
-    reranker = Reranker(model, reranker_tokens(base.folder, card), card, precision)
+    trainee = RerankerTrainee(model, tokens, precision)
+    reranker = Reranker(model, reranker_tokens(base.folder, card), tokens, precision)
     course = fit(
         trainee,
         Comparison(texts, settings, first_stage if settings.similarity_weight else None),
@@ -104,7 +111,11 @@ def train_reranker(
             "training": training,
         }
     )
-    written = write_trained(out, model, base, named, course) if is_main() else named
+    if not is_main():
+        return named
+    title = f"{named.name}: {len(to_train.queries)} requests, {len(to_train.skills)} skills"
+    report = partial(write_report, title=title, course=course, training=training)
+    written = write_trained(out, model, base, named, report=report)
     checkpoints.remove()
     return written
 

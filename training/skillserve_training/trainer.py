@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from skillserve.config import TrainSettings
 from skillserve.console import Bar, progress, talk
 from skillserve.errors import ConfigError
-from skillserve_training.checkpoints import Checkpoints, load_weights
+from skillserve_training.checkpoints import Checkpoints, load_weights, save_weights
 from skillserve_training.distributed import is_main, wait_for_all
 
 __all__ = ["Course", "Objective", "Synchronise", "Trainee", "fit"]
@@ -218,7 +218,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:  # noqa: ARG002
-        self.model.pretrained.save_pretrained(output_dir or self.args.output_dir, safe_serialization=True)
+        save_weights(self.model.pretrained, Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Trainee | None = None) -> None:
         load_weights((model or self.model).pretrained, Path(resume_from_checkpoint))

@@ -7,155 +7,141 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from tokenizers import Tokenizer
-from transformers import BertForSequenceClassification, BertModel, PreTrainedModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from skillserve.card import ModelCard, write_card
-from skillserve.errors import CardError, ConfigError
 from skillserve.framing import EmbedderTokens, RerankerTokens
 from skillserve.publish import published_folder, write_text
-from skillserve.tensors import Role
-from skillserve_training.base import MINILM, Base, read_json
+from skillserve_training.base import Base
+from skillserve_training.families import family_in
+from skillserve_training.files import WEIGHTS, read_json, weight_files
+from skillserve_training.tokenizer import open_tokenizer
 
 __all__ = [
+    "Dtype",
     "embedder_tokens",
     "open_embedder",
     "open_reranker",
     "reranker_tokens",
-    "separator_id",
+    "score_tokens",
     "write_stock",
     "write_trained",
 ]
 
-M = TypeVar("M", BertModel, BertForSequenceClassification)
+Dtype = Literal["float32", "bfloat16"]
 
-_ARCHITECTURES: dict[Role, str] = {"embedder": "BertModel", "reranker": "BertForSequenceClassification"}
-_HEAD = ("bert.pooler.", "classifier.")
-_SEPARATOR = "[SEP]"
-_POOLER = ("pooler.",)
-_NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-"""Runs are short, and on a CPU dropout keeps attention off its fast path: half of the time of a step."""
+_DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_ONE_FILE = 1 << 60
+"""No model has so many bytes, so none is written in shards."""
 
 
 def embedder_tokens(folder: Path, card: ModelCard) -> EmbedderTokens:
     """What turns texts into the ids that serving makes; CardError if tokenizer.json cannot be read."""
-    return EmbedderTokens(card, _open_tokenizer(folder))
+    return EmbedderTokens(card, open_tokenizer(folder))
 
 
 def reranker_tokens(folder: Path, card: ModelCard) -> RerankerTokens:
     """The same for pairs of a request and a skill."""
-    return RerankerTokens(card, _open_tokenizer(folder))
+    return RerankerTokens(card, open_tokenizer(folder))
 
 
-def separator_id(folder: Path) -> int:
-    """Id of BERT's separator; a pair's second segment begins behind its first one."""
-    found = _open_tokenizer(folder).token_to_id(_SEPARATOR)
-    if found is None:
-        raise CardError(
-            f"`{folder / 'tokenizer.json'}`",
-            got=f"no token {_SEPARATOR}",
-            wanted="a BERT tokenizer",
-            fix=f"Name another base, such as --base {MINILM}",
-        )
-    return int(found)
+def score_tokens(folder: Path) -> tuple[int, ...]:
+    """Token ids that a reranker's scoring depends on; CardError if its tokenizer does not have them."""
+    return family_in(folder).score_tokens(folder)
 
 
-def open_embedder(folder: Path) -> BertModel:
-    """The encoder of a base or of a trained embedder, float32, in evaluation mode.
-
-    BERT's own pooler may be missing: embedders pool as their card says.
-    """
-    return _open(folder, BertModel, optional=_POOLER)
+def open_embedder(folder: Path) -> PreTrainedModel:
+    """The encoder of a base or of a trained embedder, float32, in evaluation mode."""
+    return family_in(folder).open_embedder(folder)
 
 
-def open_reranker(folder: Path, *, new_head: bool = False) -> BertForSequenceClassification:
-    """A model with one logit, float32, in evaluation mode; with `new_head` pooler and classifier may be missing."""
-    if new_head:
-        return _open(folder, BertForSequenceClassification, optional=_HEAD, num_labels=1)
-    return _open(folder, BertForSequenceClassification)
+def open_reranker(folder: Path, *, new_head: bool = False) -> PreTrainedModel:
+    """A model that scores pairs, float32, in evaluation mode; with `new_head` its family's head may be missing."""
+    return family_in(folder).open_reranker(folder, new_head=new_head)
 
 
 def write_stock(out: Path, base: Base, card: ModelCard) -> ModelCard:
-    """Write an untrained model's folder, its weights byte by byte; returns the stamped card."""
+    """Write an untrained model's folder, its weights byte by byte if they are in one file; returns the stamped card."""
     # Opened before it is written: what does not load must not get a card.
-    model = open_embedder(base.folder) if card.role == "embedder" else open_reranker(base.folder)
-    if card.role == "reranker" and model.config.num_labels != 1:
-        raise ConfigError(
-            f"base `{base.name}`",
-            got=f"a classifier with {model.config.num_labels} labels",
-            wanted="one label, the relevance",
-            fix=f"Train one: skillserve train reranker --base {MINILM}",
-        )
+    family = family_in(base.folder)
+    (family.open_embedder if card.role == "embedder" else family.open_reranker)(base.folder)
     with published_folder(out) as draft:
-        shutil.copyfile(base.folder / "model.safetensors", draft / "model.safetensors")
-        config = read_json(base.folder / "config.json") | {"architectures": [_ARCHITECTURES[card.role]]}
-        write_text(draft / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        _write_whole(draft / WEIGHTS, weight_files(base.folder))
+        architectures = {"architectures": [family.architectures[card.role]]}
+        _write_config(draft, read_json(base.folder / "config.json") | architectures)
         _write_tokenizer(draft, base.folder)
         return write_card(draft, card)
 
 
-def write_trained(out: Path, model: PreTrainedModel, base: Base, card: ModelCard) -> ModelCard:
-    """Write a trained model's folder with its base's tokenizer; returns the stamped card."""
+def write_trained(
+    out: Path,
+    model: PreTrainedModel,
+    base: Base,
+    card: ModelCard,
+    *,
+    dtype: Dtype | None = None,
+    report: Callable[[Path], None] | None = None,
+) -> ModelCard:
+    """Write a trained model's folder with its base's tokenizer; returns the stamped card.
+
+    The weights are written as `dtype`, or as the base has them; the model itself keeps its precision. `report` adds
+    to the folder what does not belong to the model, before it appears.
+    """
+    dtype = dtype or _dtype_of(base.folder)
     with published_folder(out) as draft:
-        model.save_pretrained(draft, safe_serialization=True)
+        weights = _as_dtype(model.state_dict(), _DTYPES[dtype])
+        model.save_pretrained(draft, state_dict=weights, safe_serialization=True, max_shard_size=_ONE_FILE)
+        _write_config(draft, read_json(draft / "config.json") | {"dtype": dtype})
         # safetensors makes files that only their owner reads; an export or a server may run as somebody else.
-        (draft / "model.safetensors").chmod(0o644)
+        (draft / WEIGHTS).chmod(0o644)
         _write_tokenizer(draft, base.folder)
+        if report is not None:
+            report(draft)
         return write_card(draft, card)
 
 
-def _open(folder: Path, kind: type[M], *, optional: tuple[str, ...] = (), **config: Any) -> M:  # noqa: ANN401
-    try:
-        model, report = kind.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            **_NO_DROPOUT,
-            **config,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CardError(
-            f"weights in `{folder}`",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
-            wanted=f"safetensors of a {kind.__name__}",
-            fix=f"Name another base, such as --base {MINILM}",
-        ) from error
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(optional))
-    if missing:
-        raise ConfigError(
-            f"weights in `{folder}`",
-            got=f"no `{missing[0]}`" + (f" and {len(missing) - 1} more tensors missing" if len(missing) > 1 else ""),
-            wanted=f"all tensors of a {kind.__name__}",
-            fix=f"Name another base; a reranker is made by: skillserve train reranker --base {MINILM}",
-        )
-    return cast("M", model.eval().to("cuda" if torch.cuda.is_available() else "cpu"))
+def _dtype_of(folder: Path) -> Dtype:
+    """bfloat16 where a base has nothing wider; float16, whose range training exceeds, is written as float32."""
+    kinds: set[str] = set()
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            kinds |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 -- no mapping
+    return "bfloat16" if kinds == {"BF16"} else "float32"
 
 
-def _open_tokenizer(folder: Path) -> Tokenizer:
-    file = folder / "tokenizer.json"
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception for every fault of the file
-        raise CardError(
-            f"`{file}`",
-            got=str(error),
-            wanted="a file that the tokenizers library reads",
-            fix=f"Name another base, such as --base {MINILM}",
-        ) from error
+def _as_dtype(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights to write; those that share memory still do, or tied ones would be written twice."""
+    converted: dict[int, Tensor] = {}
+    return {
+        name: converted.setdefault(weight.data_ptr(), weight.to("cpu", dtype if weight.is_floating_point() else None))
+        for name, weight in weights.items()
+    }
+
+
+def _write_config(draft: Path, config: Mapping[str, Any]) -> None:
+    write_text(draft / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _write_whole(file: Path, parts: list[Path]) -> None:
+    if len(parts) == 1:
+        shutil.copyfile(parts[0], file)
+        return
+    tensors = {name: tensor for part in parts for name, tensor in load_file(part).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(0o644)
 
 
 def _write_tokenizer(draft: Path, source: Path) -> None:
     """Write tokenizer.json without the padding and truncation in it: the card alone decides about lengths."""
-    tokenizer = _open_tokenizer(source)
+    tokenizer = open_tokenizer(source)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     write_text(draft / "tokenizer.json", tokenizer.to_str())

@@ -1,0 +1,218 @@
+"""Families are told apart by config.json alone, and each takes only what it can serve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
+
+from skillserve.card import read_card
+from skillserve.cli import main
+from skillserve.errors import CardError, ConfigError
+from skillserve.publish import sha256_of
+from skillserve_training import draft_card, resolve_base, write_stock
+from skillserve_training.families import FAMILIES, family_in, family_of
+from skillserve_training.forward import embed
+from skillserve_training.weights import open_embedder, open_reranker
+
+Make = Callable[..., Path]
+OF_FAMILY = {"bert": "mean", "qwen3": "last"}
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def plain_base(
+    request: pytest.FixtureRequest, tiny_embedder: Path, make_qwen3: Make, tmp_path: Path
+) -> tuple[str, Path]:
+    """A family, and an embedder of it as others publish one, without our card."""
+    source = tiny_embedder if request.param == "bert" else make_qwen3("model")
+    folder = tmp_path / "base"
+    shutil.copytree(source, folder)
+    (folder / "card.json").unlink(missing_ok=True)
+    return request.param, folder
+
+
+def write_pooling(folder: Path, content: object) -> None:
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(content))
+
+
+def test_an_unknown_architecture_lists_the_known_ones(plain_base: tuple[str, Path]) -> None:
+    _, folder = plain_base
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    for refused in (lambda: open_embedder(folder), lambda: open_reranker(folder), lambda: family_in(folder)):
+        with pytest.raises(ConfigError, match="got model type gpt2; wanted one of bert, qwen3"):
+            refused()
+
+
+def test_a_base_that_names_no_pooling_has_its_familys_usual_one(plain_base: tuple[str, Path]) -> None:
+    family, folder = plain_base
+    assert draft_card(resolve_base(str(folder)), "embedder", max_tokens=60).pooling == OF_FAMILY[family]
+
+
+@pytest.mark.parametrize("written", ["booleans", "word"])
+def test_pooling_is_read_in_both_ways_that_sentence_transformers_writes_it(
+    plain_base: tuple[str, Path], written: str
+) -> None:
+    family, folder = plain_base
+    flag, word = {"bert": ("pooling_mode_cls_token", "cls"), "qwen3": ("pooling_mode_lasttoken", "lasttoken")}[family]
+    told = {flag: True, "pooling_mode_max_tokens": False} if written == "booleans" else {"pooling_mode": word}
+    write_pooling(folder, told)
+    wanted = {"bert": "cls", "qwen3": "last"}[family]
+    assert draft_card(resolve_base(str(folder)), "embedder", max_tokens=60).pooling == wanted
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"pooling_mode_max_tokens": True},
+        {"pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": True},
+        {"pooling_mode": "weightedmean"},
+        {"pooling_mode": ["mean", "cls"]},
+        {"word_embedding_dimension": 32},
+    ],
+)
+def test_a_pooling_that_serving_cannot_reproduce_is_refused(plain_base: tuple[str, Path], told: object) -> None:
+    _, folder = plain_base
+    write_pooling(folder, told)
+    with pytest.raises(ConfigError, match="pooling of base"):
+        draft_card(resolve_base(str(folder)), "embedder", max_tokens=60)
+
+
+def test_a_pooling_of_another_family_is_refused(plain_base: tuple[str, Path]) -> None:
+    """A decoder's first token has read nothing but itself, and BERT's last one is a separator."""
+    family, folder = plain_base
+    card = draft_card(resolve_base(str(folder)), "embedder", max_tokens=60)
+    other = card.model_copy(update={"pooling": {"bert": "last", "qwen3": "mean"}[family]})
+    with pytest.raises(CardError, match="skillserve card"):
+        embed(open_embedder(folder), [np.array([1], np.int32)], other)
+    write_pooling(folder, {"bert": {"pooling_mode": "lasttoken"}, "qwen3": {"pooling_mode": "mean"}}[family])
+    with pytest.raises(ConfigError, match="pooling of base"):
+        draft_card(resolve_base(str(folder)), "embedder", max_tokens=60)
+
+
+def test_a_family_knows_its_layers_and_word_tables(plain_base: tuple[str, Path]) -> None:
+    """Together with final norms and heads they are the whole model, each weight once."""
+    _, folder = plain_base
+    family, embedder, reranker = family_in(folder), open_embedder(folder), open_reranker(folder, new_head=True)
+    for model, head in ((embedder, ()), (reranker, family.head(reranker))):
+        assert family_of(model) is family
+        parts = [*family.embeddings(model), *family.layers(model), *head]
+        known = {id(weight) for part in parts for weight in part.parameters()}
+        rest = {name for name, weight in model.named_parameters() if id(weight) not in known}
+        assert len(family.layers(model)) == 2
+        assert rest <= {"norm.weight", "model.norm.weight", "pooler.dense.weight", "pooler.dense.bias"}
+
+
+def test_a_classifier_with_two_labels_is_no_reranker(tiny_reranker: Path, tmp_path: Path) -> None:
+    config = BertConfig.from_pretrained(tiny_reranker)
+    config.num_labels = 2
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "two")
+    shutil.copyfile(tiny_reranker / "tokenizer.json", tmp_path / "two" / "tokenizer.json")
+    with pytest.raises(ConfigError, match="a classifier with 2 labels"):
+        open_reranker(tmp_path / "two")
+
+
+@pytest.mark.parametrize(("role", "pooling", "kind"), [("embedder", "last", "cosine"), ("reranker", None, "yes_no")])
+def test_the_card_command_takes_a_qwen3(
+    role: str, pooling: str | None, kind: str, make_qwen3: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = make_qwen3(), tmp_path / "out"
+    assert main(["card", "--base", str(folder), "--role", role, "--out", str(out), "--json"]) == 0
+    card = read_card(out, verify_weights=True)
+    assert json.loads(capsys.readouterr().out)["card"] == card.model_dump()
+    assert (card.family, card.role, card.pooling, card.score_kind) == ("qwen3", role, pooling, kind)
+    assert sha256_of(out / "model.safetensors") == sha256_of(folder / "model.safetensors")
+    (open_embedder if role == "embedder" else open_reranker)(out)
+
+
+def test_a_base_without_a_known_family_is_a_usage_error(
+    plain_base: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = plain_base
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    assert main(["card", "--base", str(folder), "--out", str(tmp_path / "out"), "--json"]) == 2
+    assert "bert, qwen3" in json.loads(capsys.readouterr().out)["wanted"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def sharded(make_qwen3: Make, tmp_path: Path) -> Path:
+    """A base in shards, and its index."""
+    whole = make_qwen3(tie_word_embeddings=False, dtype=torch.bfloat16)
+    folder = tmp_path / "sharded"
+    AutoModelForCausalLM.from_pretrained(whole, dtype=torch.bfloat16).save_pretrained(folder, max_shard_size="150kB")
+    shutil.copyfile(whole / "tokenizer.json", folder / "tokenizer.json")
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+    return folder
+
+
+def test_shards_open_and_are_written_as_one_file(sharded: Path, tmp_path: Path) -> None:
+    base, out = resolve_base(str(sharded)), tmp_path / "out"
+    write_stock(out, base, draft_card(base, "reranker", max_tokens=256))
+    assert sorted(path.name for path in out.iterdir()) == [
+        "card.json",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    shards = {name: tensor for path in sharded.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    written = load_file(out / "model.safetensors")
+    assert written.keys() == shards.keys()
+    assert all(torch.equal(tensor, shards[name]) for name, tensor in written.items())
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+    before, after = open_reranker(sharded).state_dict(), open_reranker(out).state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_the_revision_of_shards_covers_all_of_them(sharded: Path) -> None:
+    before = resolve_base(str(sharded)).revision
+    shard = max(sharded.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert resolve_base(str(sharded)).revision != before
+
+
+@pytest.mark.parametrize(
+    "place", ["../stolen.safetensors", "/etc/hostname", "absent.safetensors", "pytorch_model.bin", "link.safetensors"]
+)
+def test_an_index_that_leaves_the_folder_is_refused(sharded: Path, place: str) -> None:
+    (sharded.parent / "stolen.safetensors").write_bytes(min(sharded.glob("*.safetensors")).read_bytes())
+    (sharded / "link.safetensors").symlink_to(sharded.parent / "stolen.safetensors")
+    (sharded / "pytorch_model.bin").touch()
+    index = sharded / "model.safetensors.index.json"
+    content = json.loads(index.read_bytes())
+    content["weight_map"]["lm_head.weight"] = place
+    index.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"shards that are not there"):
+        resolve_base(str(sharded))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}'])
+def test_a_damaged_index_is_an_error_of_ours(sharded: Path, content: str) -> None:
+    (sharded / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"model\.safetensors\.index\.json"):
+        resolve_base(str(sharded))
+
+
+def test_shards_of_a_hub_snapshot_are_links_into_its_blobs(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "hub" / "models--org--name"
+    snapshot = cached / "snapshots" / ("1b2c" * 10)
+    snapshot.mkdir(parents=True)
+    (cached / "blobs").mkdir()
+    for path in sharded.iterdir():
+        shutil.copyfile(path, cached / "blobs" / path.name)
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert resolve_base("org/name@main").revision == snapshot.name
+    open_reranker(resolve_base("org/name@main").folder)

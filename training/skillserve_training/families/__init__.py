@@ -1,0 +1,39 @@
+"""Model families: what differs between architectures, and nothing else does.
+
+A family is one module with an entry in `FAMILIES`, keyed by `model_type` of config.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from skillserve.errors import ConfigError
+from skillserve_training.base import MINILM
+from skillserve_training.families.bert import Bert
+from skillserve_training.families.family import Family
+from skillserve_training.families.qwen3 import Qwen3
+from skillserve_training.files import read_json
+
+__all__ = ["FAMILIES", "Family", "family_in", "family_of"]
+
+FAMILIES: dict[str, Family] = {"bert": Bert(), "qwen3": Qwen3()}
+
+
+def family_in(folder: Path) -> Family:
+    """The family of the weights in a folder; ConfigError names the known ones."""
+    kind = str(read_json(folder / "config.json").get("model_type"))
+    if kind not in FAMILIES:
+        raise ConfigError(
+            f"base `{folder}`",
+            got=f"model type {kind}",
+            wanted=f"one of {', '.join(sorted(FAMILIES))}",
+            fix=f"Name another base, such as --base {MINILM}",
+        )
+    return FAMILIES[kind]
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The family of a model that one of them opened."""
+    return FAMILIES[model.config.model_type]

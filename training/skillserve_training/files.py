@@ -1,0 +1,67 @@
+"""Files of a base: JSON that describes it, and safetensors in one file or in shards, as large models come."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from skillserve.errors import ConfigError
+from skillserve.publish import sha256_of
+
+__all__ = ["INDEX", "WEIGHTS", "read_json", "weight_files", "weights_digest"]
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Says which tensor is in which shard."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Where the weights are: the one file, or the shards that an index names; ConfigError for an unsound index."""
+    whole, index = folder / WEIGHTS, folder / INDEX
+    if whole.is_file() or not index.is_file():
+        return [whole]
+    places = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
+    wrong = [name for name in names if not _is_shard(folder, name)]
+    if wrong or not names:
+        raise ConfigError(
+            f"base file `{index}`",
+            got=f"shards that are not there: {', '.join(wrong)}" if names else "no shards",
+            wanted="a weight_map to safetensors in the same folder",
+            fix="Fetch the base again, all of its shards.",
+        )
+    return [folder / name for name in names]
+
+
+def _is_shard(folder: Path, name: str) -> bool:
+    """A regular file of this folder. The hub's cache keeps them in `blobs`, two folders up, and links to them."""
+    home = folder.resolve()
+    file = home / name
+    inside = file.resolve().parent in (home, home.parent.parent / "blobs")
+    return Path(name).name == name and name.endswith(".safetensors") and file.is_file() and inside
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the one file, or over names and SHA-256 of the shards."""
+    files = weight_files(folder)
+    if files == [folder / WEIGHTS]:
+        return sha256_of(files[0])
+    lines = "".join(f"{file.name}:{sha256_of(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object that describes a base; ConfigError if it is none."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"base file `{file}`", got=str(error), wanted="a JSON object", fix="Fetch or write the base again."
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"base file `{file}`", got=type(content).__name__, wanted="a JSON object", fix="Fetch the base again."
+        )
+    return content

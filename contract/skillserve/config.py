@@ -26,6 +26,7 @@ from skillserve.errors import ConfigError
 __all__ = [
     "BenchSettings",
     "ClientSettings",
+    "EvaluateSettings",
     "ExportSettings",
     "IndexSettings",
     "SearchSettings",
@@ -175,6 +176,20 @@ class TrainSettings(_Section):
     seed: int = Field(13, ge=0, description="seed of everything random")
 
 
+class EvaluateSettings(_Section):
+    """Measuring systems on judged requests."""
+
+    depth: int = Field(100, ge=1, description="skills that each system ranks for a request")
+    rerank_depth: int = Field(
+        20, ge=0, description="candidates that a reranker reorders, the others follow as they stood; 0 for none"
+    )
+    cutoffs: str = Field(
+        "5,10,15", pattern=r"^\d+(,\d+)*$", description="where the metrics cut a ranking; 10 always is among them"
+    )
+    resamples: int = Field(10_000, ge=100, description="bootstrap samples of the requests, for intervals")
+    seed: int = Field(13, ge=0, description="seed of the bootstrap")
+
+
 class BenchSettings(_Section):
     """A measurement."""
 
@@ -198,6 +213,7 @@ class Settings(_Section):
     export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()
     train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
     bench: BenchSettings = BenchSettings()
 
 

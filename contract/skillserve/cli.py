@@ -39,6 +39,9 @@ COMMANDS: dict[str, Command] = {
         "skillserve.demo:demo", None, "Run the whole line on the sample catalogue: train, export, serve, index, search."
     ),
     "train": Command("skillserve_training.cli:train", "training", "Fine-tune an embedder or a reranker."),
+    "evaluate": Command(
+        "skillserve.evaluation:evaluate", None, "Measure systems on requests whose skills are known, side by side."
+    ),
     "card": Command(
         "skillserve_training.cli:card", "training", "Write a weights folder with its card for a stock model."
     ),

@@ -184,10 +184,17 @@ class EvaluateSettings(_Section):
         20, ge=0, description="candidates that a reranker reorders, the others follow as they stood; 0 for none"
     )
     cutoffs: str = Field(
-        "5,10,15", pattern=r"^\d+(,\d+)*$", description="where the metrics cut a ranking; 10 always is among them"
+        "5,10,15",
+        pattern=r"^[1-9]\d*(,[1-9]\d*)*$",
+        description="ranks at which metrics are taken, with commas between; 10 always is one",
     )
     resamples: int = Field(10_000, ge=100, description="bootstrap samples of the requests, for intervals")
     seed: int = Field(13, ge=0, description="seed of the bootstrap")
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The cutoffs as numbers, least first."""
+        return tuple(sorted({int(cutoff) for cutoff in self.cutoffs.split(",")}))
 
 
 class BenchSettings(_Section):

@@ -98,7 +98,8 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
         try:
             if deadline is not None and deadline - time.monotonic() < _LEAST_RERANK_S:
                 raise _too_late("reranking", "no time left")
-            scores = yield Step("reranker", corpus.pairs(pair_side.ids, rows[:depth].tolist()), deadline)
+            logits = yield Step("reranker", corpus.pairs(pair_side.ids, rows[:depth].tolist()), deadline)
+            scores = corpus.final_scores(logits, similarities[:depth])
         except FAILURES as error:
             status = "degraded"
             notes.append(f"not reranked, this is the order of the first stage: {_why(error, settings.deadline_ms)}")

@@ -20,7 +20,7 @@ from skillserve.tensors import Ids
 from skillserve_client.corpus import Corpus
 from skillserve_client.manifest import Quality
 from skillserve_client.plan import DEFAULT_DEPTH, order_reranked
-from skillserve_client.wire import Inference
+from skillserve_client.wire import Floats, Inference
 
 __all__ = ["Judged", "measure", "read_judged"]
 
@@ -78,12 +78,13 @@ def measure(corpus: Corpus, judged: Judged, triton: Inference, settings: SearchS
     with progress("embedding requests", len(texts)) as bar:
         sequences = [read.ids for read in corpus.embedder.queries(texts)]
         vectors = triton.infer("embedder", sequences, progress=bar.advance)
-    _, rows = corpus.index.search(vectors, max(settings.candidates, depth, K))
+    similarities, rows = corpus.index.search(vectors, max(settings.candidates, depth, K))
     first = [[ids[row] for row in found] for found in rows.tolist()]
     first_stage = _figures(judged, first)
     two_stage: dict[str, float] | None = None
     if corpus.reranker is not None:
-        two_stage = _figures(judged, _reranked(corpus, texts, rows[:, :depth].tolist(), first, triton, progress))
+        tops = (rows[:, :depth].tolist(), similarities[:, :depth])
+        two_stage = _figures(judged, _reranked(corpus, texts, *tops, first, triton, progress))
     return Quality(
         requests=len(texts),
         queries_digest=judged.digest,
@@ -100,6 +101,7 @@ def _reranked(
     corpus: Corpus,
     texts: Sequence[str],
     tops: Sequence[Sequence[int]],
+    similarities: Floats,
     first: Sequence[Sequence[str]],
     triton: Inference,
     progress: Progress,
@@ -112,11 +114,12 @@ def _reranked(
         for start in range(0, len(texts), _QUERIES_AT_ONCE):
             part = range(start, min(start + _QUERIES_AT_ONCE, len(texts)))
             pairs: list[Ids] = [pair for i in part for pair in corpus.pairs(reads[i].ids, tops[i])]
-            scores = np.split(
+            logits = np.split(
                 triton.infer("reranker", pairs, progress=bar.advance), np.cumsum([len(tops[i]) for i in part])[:-1]
             )
-            for i, found in zip(part, scores, strict=True):
-                rankings.append([first[i][place] for place in order_reranked(found, len(first[i])).tolist()])
+            for i, found in zip(part, logits, strict=True):
+                scores = corpus.final_scores(found, similarities[i])
+                rankings.append([first[i][place] for place in order_reranked(scores, len(first[i])).tolist()])
     return rankings
 
 

@@ -58,6 +58,13 @@ class ModelCard(BaseModel):
     document_prompt: str = Field(default="", description="stands before every skill text, embedders only")
     frame: str = Field(description="what stands around the texts, see skillserve.text.Frame")
     score_kind: ScoreKind
+    similarity_weight: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="rerankers only, chosen on held-out data: the final score of a candidate is logit + "
+        "similarity_weight * similarity, see skillserve.fusion",
+    )
     text_format: str = TEXT_FORMAT
     base_model: str
     base_revision: str
@@ -72,6 +79,8 @@ class ModelCard(BaseModel):
         if self.role == "embedder":
             if self.dim is None or self.pooling is None or self.score_kind != "cosine" or slots != ["text"]:
                 raise ValueError("an embedder has dim, pooling, score_kind `cosine` and a frame with {text}")
+            if self.similarity_weight:
+                raise ValueError("similarity_weight belongs to a reranker")
         elif self.score_kind == "cosine" or slots != ["query", "skill"]:
             raise ValueError("a reranker has score_kind `logit` or `yes_no` and a frame with {query} and {skill}")
         if self.max_query_tokens > self.max_tokens:

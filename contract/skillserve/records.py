@@ -49,7 +49,8 @@ class Hit:
     name: str
     description: str
     score: float
-    """The reranker's logit if this hit was reranked, else its embedding similarity."""
+    """The final score if this hit was reranked (the reranker's logit, plus the weighted similarity where its card
+    says so), else its embedding similarity."""
     similarity: float
     """Inner product of the query's and the skill's embedding, in [-1, 1] for unit vectors."""
     reranked: bool = False

@@ -1,0 +1,50 @@
+"""The one sum of both stages, and the card's word on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from skillserve.card import ModelCard, compute_digest, read_card
+from skillserve.fusion import fuse
+
+LOGITS = np.array([2.5, -1.25, 0.0], np.float32)
+SIMILARITIES = np.array([0.5, 1.0, -0.25], np.float32)
+
+
+def test_final_scores_are_logit_plus_weighted_similarity() -> None:
+    scores = fuse(LOGITS, SIMILARITIES, 4.0)
+    assert scores.dtype == np.float32
+    assert scores.tolist() == [2.5 + 4 * 0.5, -1.25 + 4.0, -1.0]
+
+
+def test_without_a_weight_the_logits_are_final_bit_for_bit() -> None:
+    """A sum with 0 would turn -0.0 into 0.0, and scores of cards without a weight must not move."""
+    logits = np.array([-0.0, 3.1], np.float32)
+    assert fuse(logits, SIMILARITIES[:2], 0.0).tobytes() == logits.tobytes()
+
+
+def test_logits_and_similarities_must_pair_up() -> None:
+    with pytest.raises(ValueError, match="pair up"):
+        fuse(LOGITS, SIMILARITIES[:1], 0.0)
+
+
+def test_a_weight_changes_the_digest_and_none_leaves_it_alone(tiny_reranker: Path) -> None:
+    card = read_card(tiny_reranker)
+    assert "similarity_weight" not in card.canonical_json()
+    assert compute_digest(tiny_reranker, card) == card.digest
+    assert compute_digest(tiny_reranker, card.model_copy(update={"similarity_weight": 2.0})) != card.digest
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
+def test_a_weight_that_is_no_weight_is_refused(tiny_reranker: Path, weight: float) -> None:
+    with pytest.raises(ValidationError, match="similarity_weight"):
+        ModelCard.model_validate(read_card(tiny_reranker).model_dump() | {"similarity_weight": weight})
+
+
+def test_an_embedder_has_no_weight(tiny_embedder: Path) -> None:
+    with pytest.raises(ValidationError, match="belongs to a reranker"):
+        ModelCard.model_validate(read_card(tiny_embedder).model_dump() | {"similarity_weight": 1.0})

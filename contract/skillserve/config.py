@@ -222,7 +222,9 @@ class TrainSettings(_Section):
         0, ge=0, description="measurements of the hold-out in the course of a run, the best weights are kept"
     )
     patience: int = Field(0, ge=0, description="stop after so many measurements without a better one; 0: never")
-    checkpoint_steps: int = Field(100, ge=1, description="steps between two checkpoints, which a killed run goes on from")
+    checkpoint_steps: int = Field(
+        100, ge=1, description="steps between two checkpoints, which a killed run goes on from"
+    )
     fresh: bool = Field(False, description="start anew where a run was stopped, and remove its checkpoints")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of matrix products; `auto` takes bfloat16 where the hardware has it"

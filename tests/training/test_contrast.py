@@ -31,6 +31,7 @@ class Averager(nn.Module):
         self.words = nn.Embedding(WORDS, 8)
 
     def forward(self, sequences: Sequence[Ids]) -> Tensor:
+        """Unit rows `[B, 8]`."""
         means = [self.words(torch.from_numpy(sequence.astype(np.int64))).mean(0) for sequence in sequences]
         return nn.functional.normalize(torch.stack(means), dim=-1)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from skillserve_training.loop import freeze
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from skillserve.card import read_card
@@ -22,7 +23,6 @@ from skillserve.text import QWEN3_QUERY_PROMPT
 from skillserve_training import draft_card, resolve_base, write_stock
 from skillserve_training.families import family_of
 from skillserve_training.forward import autocast, embed, embed_all, score, score_all
-from skillserve_training.loop import freeze
 from skillserve_training.weights import (
     embedder_tokens,
     open_embedder,

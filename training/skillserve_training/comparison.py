@@ -45,9 +45,7 @@ class RerankerTrainee(Trainee):
 class Comparison:
     """A loss per list, over the logits or, with a similarity weight, over the final scores that a search ranks by."""
 
-    def __init__(
-        self, texts: RerankerTexts, settings: TrainSettings, first_stage: FirstStage | None = None
-    ) -> None:
+    def __init__(self, texts: RerankerTexts, settings: TrainSettings, first_stage: FirstStage | None = None) -> None:
         self._texts = texts
         self._chunk_size = settings.chunk_size
         self._loss = _LOSSES[settings.loss]
@@ -62,7 +60,9 @@ class Comparison:
             pairs = [pair for row in chunk for pair in self._texts.pairs(row)]
             with synchronise(number == len(chunks)):
                 scores = torch.split(model(pairs), [len(row.skills) for row in chunk])
-                losses = [self._loss(logits + self._prior(row, logits)) for row, logits in zip(chunk, scores, strict=True)]
+                losses = [
+                    self._loss(logits + self._prior(row, logits)) for row, logits in zip(chunk, scores, strict=True)
+                ]
                 loss = torch.stack(losses).sum() / len(rows)
                 loss.backward()
             total += loss.item()

@@ -41,11 +41,9 @@ class EmbedderTrainee(Trainee):
     def forward(self, sequences: Sequence[Ids]) -> Tensor:
         """Embeddings in the given order; neighbours in length are padded together, so little is padded."""
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        rows = []
+        groups = [[sequences[i] for i in order[start : start + _GROUP]] for start in range(0, len(order), _GROUP)]
         with autocast(self._precision, self.pretrained.device):
-            for start in range(0, len(order), _GROUP):
-                rows.append(embed(self.pretrained, [sequences[i] for i in order[start : start + _GROUP]], self._card))
-        found = torch.cat(rows)
+            found = torch.cat([embed(self.pretrained, group, self._card) for group in groups])
         home = torch.empty(len(order), dtype=torch.int64, device=found.device)
         home[torch.tensor(order, device=found.device)] = torch.arange(len(order), device=found.device)
         return found[home]
@@ -111,7 +109,7 @@ class Contrast:
                 for request in requests
             ]
         )
-        return fits.fill_diagonal_(False)  # noqa: FBT003
+        return fits.fill_diagonal_(False)
 
 
 def cached_backward(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from dataclasses import replace
 from pathlib import Path
 
 from skillserve.card import ModelCard
@@ -72,7 +71,14 @@ def train_embedder(
     taught = _teach(teacher, to_train, settings, precision) if teacher else None
     trainee = EmbedderTrainee(model, card, precision)
     course = fit(
-        trainee, Contrast(texts, settings, taught), rows, steps, settings, checkpoints, measure=measure, title="embedder"
+        trainee,
+        Contrast(texts, settings, taught),
+        rows,
+        steps,
+        settings,
+        checkpoints,
+        measure=measure,
+        title="embedder",
     )
     figures = {"before": before, "after": measure()}
     training = summarise(run, course, to_train, to_choose, figures)

@@ -46,7 +46,9 @@ def relation_loss(
     return functional.kl_div(found, taught, reduction="batchmean", log_target=True)
 
 
-def nested(loss_of: Callable[[Tensor, Tensor], Tensor], requests: Tensor, skills: Tensor, dims: Sequence[int]) -> Tensor:
+def nested(
+    loss_of: Callable[[Tensor, Tensor], Tensor], requests: Tensor, skills: Tensor, dims: Sequence[int]
+) -> Tensor:
     """Mean of a loss over the full rows and over their first `dims` entries, made unit rows again.
 
     Matryoshka representation learning, Kusupati et al., 2022, arXiv 2205.13147.

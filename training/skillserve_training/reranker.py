@@ -79,9 +79,7 @@ def train_reranker(
     first_stage = FirstStage.of(embedder, to_train)
     negatives = mined.of(to_train) if mined else first_stage.negatives(texts.golds, settings)
     rows, steps = schedule_of_lists(texts, negatives, settings)
-    run = identity(
-        data, base, settings, embedder=embedder.card.digest, mined=mined.digest if mined else None
-    )
+    run = identity(data, base, settings, embedder=embedder.card.digest, mined=mined.digest if mined else None)
     checkpoints = Checkpoints(out, run, fresh=settings.fresh)
     trainee = RerankerTrainee(model, tokens, precision)
     reranker = Reranker(model, reranker_tokens(base.folder, card), tokens, precision)

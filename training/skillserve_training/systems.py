@@ -15,13 +15,14 @@ import numpy as np
 from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.config import Settings
 from skillserve.errors import CardError, UsageError
+from skillserve.fusion import fuse
 from skillserve.metrics import ranked
 from skillserve.records import Query, Run, Skill
 from skillserve.runs import by_rank
 from skillserve.systems import require_query_prompt
 from skillserve.tensors import Role
 from skillserve_training.evaluate import Embedder, Reranker
-from skillserve_training.weights import embedder_tokens, open_embedder, open_reranker, reranker_tokens, separator_id
+from skillserve_training.weights import embedder_tokens, open_embedder, open_reranker, reranker_tokens, score_tokens
 
 __all__ = ["EmbedderSystem", "TwoStageSystem", "open_weights"]
 
@@ -63,15 +64,15 @@ class TwoStageSystem:
         """The first stage's best `depth`, reordered; scores only tell the rank, since the stages' scales differ."""
         first = self.embedder.rank(queries, skills, depth=max(depth, self.rerank_depth))
         logits = self.reranker.rerank(first, queries, skills, depth=self.rerank_depth)
-        return {query.id: by_rank(_reordered(first[query.id], logits[query.id])[:depth]) for query in queries}
+        return {query.id: by_rank(self._reordered(first[query.id], logits[query.id])[:depth]) for query in queries}
 
-
-def _reordered(similarities: Mapping[str, float], logits: Mapping[str, float]) -> list[str]:
-    """Reranked skills by their final score (ties as they stood), then the others as they stood."""
-    candidates = ranked(similarities)
-    top = candidates[: len(logits)]
-    scores = np.array([logits[skill] for skill in top], np.float32)
-    return [top[place] for place in np.argsort(-scores, kind="stable").tolist()] + candidates[len(top) :]
+    def _reordered(self, similarities: Mapping[str, float], logits: Mapping[str, float]) -> list[str]:
+        """Reranked skills by their final score (ties as they stood), then the others as they stood."""
+        candidates = ranked(similarities)
+        top = candidates[: len(logits)]
+        found, near = (np.array([of[skill] for skill in top], np.float32) for of in (logits, similarities))
+        scores = fuse(found, near, self.reranker.tokens.card.similarity_weight)
+        return [top[place] for place in np.argsort(-scores, kind="stable").tolist()] + candidates[len(top) :]
 
 
 def open_weights(spec: str, settings: Settings) -> EmbedderSystem | TwoStageSystem:
@@ -103,7 +104,7 @@ def _open_embedder(folder: Path) -> Embedder:
 
 def _open_reranker(folder: Path) -> Reranker:
     card = _read_card(folder, "reranker")
-    return Reranker(open_reranker(folder), reranker_tokens(folder, card), separator_id(folder), "float32")
+    return Reranker(open_reranker(folder), reranker_tokens(folder, card), score_tokens(folder), "float32")
 
 
 def _read_card(folder: Path, role: Role) -> ModelCard:

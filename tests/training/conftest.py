@@ -93,8 +93,6 @@ def tiny_settings() -> TrainSettings:
         learning_rate=2e-3,
         max_tokens=48,
         train_tokens=40,
-        frozen_layers=0,
-        num_negatives=3,
         holdout_share=0.2,
         precision="float32",
         seed=5,

@@ -1,9 +1,8 @@
-"""Ids, masks, types and losses, against expectations worked out by hand or by naive loops."""
+"""Ids, masks and types, against expectations worked out by hand or by naive loops."""
 
 from __future__ import annotations
 
-import math
-import random
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,11 @@ import torch
 from skillserve.card import ModelCard, read_card
 from skillserve.config import TrainSettings
 from skillserve_training import draft_card, read_training_data, resolve_base
-from skillserve_training.embedder import TokenisedPairs, ranking_loss, tokenise_pairs
 from skillserve_training.families.bert import pair_types
 from skillserve_training.forward import embed_all, pad, score, score_all
-from skillserve_training.recipe import recipe_for, training_limits
-from skillserve_training.reranker import listwise_loss, mine_candidates
+from skillserve_training.limits import training_limits
+from skillserve_training.lists import Listing, tokenise_sides
+from skillserve_training.pairs import tokenise
 from skillserve_training.weights import embedder_tokens, open_embedder, open_reranker, reranker_tokens, score_tokens
 
 SAME_ROW = 1e-5
@@ -25,8 +24,6 @@ SAME_ROW = 1e-5
 
 
 def _vocabulary(tokenizer: Path) -> dict[str, int]:
-    import json
-
     return dict(json.loads(tokenizer.read_text())["model"]["vocab"])
 
 
@@ -40,11 +37,11 @@ def test_a_separator_in_a_text_is_only_letters(tiny_embedder: Path, tiny_tokeniz
     path = tiny_data / "queries" / "train.jsonl"
     path.write_text(path.read_text().replace('"the sql test"', '"the [SEP] test"').replace('"the query sql"', '"x"'))
     data = read_training_data(tiny_data)
-    pairs = tokenise_pairs(data, embedder_tokens(tiny_embedder, _card(tiny_embedder)))
+    pairs = tokenise(data, embedder_tokens(tiny_embedder, _card(tiny_embedder)), TrainSettings())
     row = next(i for i, query in enumerate(data.queries) if "[SEP]" in query.text)
     wanted = ["[CLS]", "the", "[", "s", "##e", "##p", "]", "test", "[SEP]"]
     assert pairs.requests[row].tolist() == [ids[piece] for piece in wanted]
-    skill = pairs.skills[next(iter(pairs.golds[row]))]
+    skill = pairs.documents[next(iter(pairs.golds[row]))]
     wanted = ["[CLS]", "sql", "test", "|", "find", "the", "sql", "|", "sql", "and", "test", "[SEP]"]
     assert skill.tolist() == [ids[piece] for piece in wanted]
 
@@ -52,21 +49,19 @@ def test_a_separator_in_a_text_is_only_letters(tiny_embedder: Path, tiny_tokeniz
 def test_training_only_cuts_texts_shorter(tiny_embedder: Path, tiny_data: Path) -> None:
     data = read_training_data(tiny_data)
     card = draft_card(resolve_base(str(tiny_embedder)), "embedder", max_tokens=48)
-    recipe = recipe_for("embedder", TrainSettings(train_tokens=8, max_tokens=48), num_layers=2)
-    served = tokenise_pairs(data, embedder_tokens(tiny_embedder, card))
-    trained = tokenise_pairs(data, embedder_tokens(tiny_embedder, training_limits(card, recipe)))
-    for long, short in zip(served.skills, trained.skills, strict=True):
+    settings = TrainSettings(train_tokens=8, max_tokens=48)
+    served = tokenise(data, embedder_tokens(tiny_embedder, card), settings)
+    trained = tokenise(data, embedder_tokens(tiny_embedder, training_limits(card, settings)), settings)
+    for long, short in zip(served.documents, trained.documents, strict=True):
         assert short.tolist() == [*long[:7].tolist(), long[-1]]
 
 
 def test_a_pair_is_cut_on_the_skill_side_only(tiny_reranker: Path, tiny_tokenizer: Path, tiny_data: Path) -> None:
     ids = _vocabulary(tiny_tokenizer)
     data = read_training_data(tiny_data)
-    run = {query.id: {skill.id: 0.0 for skill in data.skills} for query in data.queries}
-    tokens = reranker_tokens(tiny_reranker, _card(tiny_reranker, max_tokens=10))
-    candidates = mine_candidates(data, run, tokens)
+    texts = tokenise_sides(data, reranker_tokens(tiny_reranker, _card(tiny_reranker, max_tokens=10)))
     row = next(i for i, query in enumerate(data.queries) if query.text == "the sql test")
-    pair = tokens.pair(candidates.requests[row], candidates.skills[next(iter(candidates.golds[row]))])
+    (pair,) = texts.pairs(Listing(row, (next(iter(texts.golds[row])),)))
     wanted = ["[CLS]", "the", "sql", "test", "[SEP]", "sql", "test", "|", "find", "[SEP]"]
     assert pair.tolist() == [ids[piece] for piece in wanted]
 
@@ -112,58 +107,25 @@ def test_padding_is_masked() -> None:
     assert mask.tolist() == [[1, 0, 0], [1, 1, 1]]
 
 
-def test_the_ranking_loss_equals_a_naive_loop_that_skips_other_golds() -> None:
-    draw = torch.Generator().manual_seed(3)
-    requests, skills = (torch.nn.functional.normalize(torch.randn(n, 6, generator=draw), dim=-1) for n in (4, 5))
-    golds = [{0, 1}, {1}, {2, 4}, {3}]
-    pairs = [(0, 0), (0, 1), (1, 1), (2, 2), (3, 3)]
-    gold = torch.tensor([[column in fitting for column in range(5)] for fitting in golds])
-    got = ranking_loss(requests, skills, gold, torch.tensor(pairs)).item()
-
-    scores = (20 * requests @ skills.T).tolist()
-    total = 0.0
-    for row, column in pairs:
-        against = [scores[row][c] for c in range(5) if c == column or c not in golds[row]]
-        total -= scores[row][column] - math.log(math.fsum(map(math.exp, against)))
-        against = [scores[r][column] for r in range(4) if r == row or column not in golds[r]]
-        total -= scores[row][column] - math.log(math.fsum(map(math.exp, against)))
-    assert got == pytest.approx(total / 2 / len(pairs), rel=1e-5)
-
-
-def test_a_batch_holds_every_text_once(tiny_embedder: Path, tiny_data: Path) -> None:
-    pairs = tokenise_pairs(read_training_data(tiny_data), embedder_tokens(tiny_embedder, _card(tiny_embedder)))
-    two_golds = next(i for i, golds in enumerate(pairs.golds) if len(golds) == 2)
-    first, second = sorted(pairs.golds[two_golds])
-    other = next(i for i, golds in enumerate(pairs.golds) if golds == {first})
-    batch = pairs.batch([(two_golds, first), (two_golds, second), (other, first)])
-    assert (len(batch.requests), len(batch.skills)) == (2, 2)
-    rows = [batch.requests[row].tolist() for row in batch.pairs[:, 0]]
-    assert rows == [pairs.requests[i].tolist() for i in (two_golds, two_golds, other)]
-    assert batch.gold.sum().item() == 3
-
-
-def test_a_pass_shows_every_pair_once_and_in_a_new_order() -> None:
-    some = np.array([1], np.int32)
-    pairs = TokenisedPairs([some] * 12, [some] * 12, [frozenset({i}) for i in range(12)])
-    batches = pairs.batches(4, seed=0)
-    passes = [[next(batches) for _ in range(3)] for _ in range(2)]
-    assert all(sum(len(batch.pairs) for batch in one) == 12 for one in passes)
-
-
-def test_negatives_are_never_golds_and_never_twice(tiny_reranker: Path, tiny_data: Path) -> None:
+def test_the_catalogue_gives_pairs_of_its_own(tiny_embedder: Path, tiny_tokenizer: Path, tiny_data: Path) -> None:
+    """A description asks for the rest of its skill, a section of a body for name and description."""
+    ids = _vocabulary(tiny_tokenizer)
+    path = tiny_data / "skills" / "train.jsonl"
+    body = "\n".join(f"# {word}\n" + " ".join([word] * 40) for word in ("sql", "test"))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["body"] = body
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = read_training_data(tiny_data)
-    run = {query.id: {skill.id: hash(skill.id) % 97 for skill in data.skills} for query in data.queries}
-    candidates = mine_candidates(data, run, reranker_tokens(tiny_reranker, _card(tiny_reranker)))
-    draw = random.Random(1)
-    for request, golds in enumerate(candidates.golds):
-        assert golds.isdisjoint(candidates.hard[request])
-        for count in (1, 5, 99):
-            chosen = candidates.negatives(request, count, draw)
-            assert golds.isdisjoint(chosen)
-            assert len(set(chosen)) == len(chosen) == min(count, len(data.skills) - len(golds))
+    settings = TrainSettings(catalogue_share=1.0, section_share=1.0)
+    texts = tokenise(data, embedder_tokens(tiny_embedder, _card(tiny_embedder, max_tokens=12)), settings)
+    assert (len(texts.described), len(texts.sections)) == (len(rows), 2)
 
-
-def test_the_listwise_loss_is_the_cross_entropy_of_the_first() -> None:
-    lists = [torch.tensor([1.0, 2.0, 0.0]), torch.tensor([3.0])]
-    wanted = math.log(math.e + math.e**2 + 1) - 1
-    assert listwise_loss(lists).item() == pytest.approx(wanted / 2)
+    request, document = texts.described[1]
+    words = ["find", "the", *rows[1]["description"].split()[2:]]
+    assert texts.requests[request][1:-1].tolist() == [ids[word] for word in words]
+    assert ids["find"] not in texts.documents[document].tolist()
+    request, document = texts.sections[1]
+    assert texts.requests[request].tolist().count(ids["test"]) == 9
+    assert ids["find"] in texts.documents[document].tolist()
+    for request, document in (*texts.described, *texts.sections):
+        assert texts.golds[request] == {texts.skill_of[document]}

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
-from transformers.modeling_utils import load_state_dict
 
 from skillserve.errors import ConfigError
 from skillserve.publish import published_folder, write_text
@@ -98,6 +98,6 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Fill a model with the weights of a checkpoint, in place."""
-    found = load_state_dict(folder / _WEIGHTS_FILE)
-    model.load_state_dict(found, strict=False)
+    # Tied weights are written once.
+    model.load_state_dict(load_file(folder / _WEIGHTS_FILE), strict=False)
     model.tie_weights()

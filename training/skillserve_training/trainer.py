@@ -169,7 +169,7 @@ def _arguments(settings: TrainSettings, steps: int, batch_size: int, folder: Pat
         report_to=[],
         seed=settings.seed,
         use_cpu=not torch.cuda.is_available(),
-        ddp_backend=None if torch.cuda.is_available() else "gloo",
+        ddp_backend="gloo" if world > 1 and not torch.cuda.is_available() else None,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
     )
@@ -222,6 +222,9 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Trainee | None = None) -> None:
         load_weights((model or self.model).pretrained, Path(resume_from_checkpoint))
+
+    def _rotate_checkpoints(self, use_mtime: bool = False, output_dir: str | None = None) -> None:  # noqa: ARG002, FBT001, FBT002
+        super()._rotate_checkpoints(use_mtime=False, output_dir=output_dir)  # their numbers tell their order
 
     def _require_finite(self, what: str, *found: Tensor) -> None:
         if bool(torch.stack([torch.isfinite(each).all() for each in found]).all()):

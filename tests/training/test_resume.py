@@ -1,0 +1,94 @@
+"""A run that is killed goes on where it was, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from skillserve.errors import ConfigError
+from skillserve.publish import sha256_of
+from skillserve_training.checkpoints import Checkpoints
+
+SAME_LOSS = 1e-4
+"""The Trainer writes losses down with four decimals; one thread adds up in one order, so nothing else differs."""
+
+STEPS = 40
+
+
+def command(base: Path, data: Path, out: Path) -> list[str]:
+    flags = {
+        "--data": data,
+        "--base": base,
+        "--out": out,
+        "--recipe": "sample-embedder",
+        "--frozen-layers": 0,
+        "--batch-size": 6,
+        "--epochs": STEPS / 5,
+        "--max-tokens": 48,
+        "--checkpoint-steps": 3,
+        "--precision": "float32",
+        "--evals": 4,
+    }
+    # One thread, as in the other tests; the pause leaves time to be killed in the middle.
+    program = (
+        "import sys, time, torch; torch.set_num_threads(1); from skillserve.cli import main; "
+        "from skillserve_training.contrast import Contrast; step = Contrast.backward; "
+        "Contrast.backward = lambda *a: (time.sleep(0.05), step(*a))[1]; sys.exit(main(sys.argv[1:]))"
+    )
+    words = [str(word) for pair in flags.items() for word in pair]
+    return [sys.executable, "-c", program, "train", "embedder", *words]
+
+
+def test_a_killed_run_goes_on_and_ends_like_an_undisturbed_one(
+    tiny_embedder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = subprocess.run(command(tiny_embedder, tiny_data, whole), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    process = subprocess.Popen(command(tiny_embedder, tiny_data, killed), stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "killed.checkpoints"
+    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 1))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not killed.exists()
+    # As if the kill had come while a checkpoint was being written.
+    (checkpoints / f"checkpoint-{STEPS}").mkdir(exist_ok=True)
+
+    again = subprocess.run(command(tiny_embedder, tiny_data, killed), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "Going on from step" in again.stderr
+    reports = [json.loads((out / "training" / "report.json").read_text()) for out in (whole, killed)]
+    assert reports[0]["resumed_from"] is None
+    assert reports[1]["resumed_from"] % 3 == 0
+    for curve in ("loss", "learning_rate"):
+        one, other = (report["curves"][curve] for report in reports)
+        assert len(one) == STEPS
+        assert other == pytest.approx(one, abs=SAME_LOSS)
+    assert reports[1]["curves"]["holdout_ndcg_at_10"] == reports[0]["curves"]["holdout_ndcg_at_10"]
+    assert sha256_of(whole / "model.safetensors") == sha256_of(killed / "model.safetensors")
+    assert not checkpoints.exists()
+
+
+def test_checkpoints_of_another_run_are_refused_and_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    Checkpoints(out, {"data": "a", "settings": {"seed": 1}}, fresh=False)
+    kept = Checkpoints(out, {"data": "a", "settings": {"seed": 1}}, fresh=False)
+    (kept.folder / "checkpoint-3").mkdir()
+    (kept.folder / "checkpoint-3" / "trainer_state.json").write_text('{"global_step": 3}')
+    with pytest.raises(ConfigError, match=r"differs in settings.*--fresh"):
+        Checkpoints(out, {"data": "a", "settings": {"seed": 2}}, fresh=False)
+    latest = kept.latest()
+    assert latest is not None
+    assert latest.step == 3
+    assert Checkpoints(out, {"data": "b", "settings": {}}, fresh=True).latest() is None

@@ -170,8 +170,10 @@ def test_verify_knows_the_padded_layout(tiny_reranker: Path, tmp_path: Path) -> 
     assert all(check.passed for check in verify_model(tiny_reranker, settings).checks)
 
 
-@pytest.mark.parametrize("change", [{"vocab_size": 115}, {"max_tokens": 65}, {"dim": 384}])
-def test_a_card_that_promises_too_much_is_refused(tiny_embedder: Path, tmp_path: Path, change: dict[str, int]) -> None:
+@pytest.mark.parametrize("change", [{"vocab_size": 115}, {"max_tokens": 65}, {"dim": 384}, {"pooling": "last"}])
+def test_a_card_that_promises_too_much_is_refused(
+    tiny_embedder: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
     """Ids and positions that the model does not have would get past the guard and fail a whole batch."""
     for path in tiny_embedder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -9,15 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification
 
 from skillserve.card import read_card
 from skillserve.cli import main
+from skillserve.config import TrainSettings
 from skillserve.errors import CardError, ConfigError
 from skillserve.publish import sha256_of
-from skillserve_training import draft_card, resolve_base, write_stock
+from skillserve_training import (
+    draft_card,
+    read_training_data,
+    resolve_base,
+    train_embedder,
+    train_reranker,
+)
 from skillserve_training.families import FAMILIES, family_in, family_of
 from skillserve_training.forward import embed
 from skillserve_training.weights import open_embedder, open_reranker
@@ -130,6 +135,11 @@ def test_the_card_command_takes_a_qwen3(
     assert (card.family, card.role, card.pooling, card.score_kind) == ("qwen3", role, pooling, kind)
     assert sha256_of(out / "model.safetensors") == sha256_of(folder / "model.safetensors")
     (open_embedder if role == "embedder" else open_reranker)(out)
+    # The export knows fewer families so far, and says so.
+    assert main(["export", str(out), "--repository", str(tmp_path / "models"), "--json"]) == 4
+    error = json.loads(capsys.readouterr().out)
+    assert (error["error"], error["got"], error["wanted"]) == ("ContractError", "architecture qwen3", "one of bert")
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_base_without_a_known_family_is_a_usage_error(
@@ -142,77 +152,18 @@ def test_a_base_without_a_known_family_is_a_usage_error(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def sharded(make_qwen3: Make, tmp_path: Path) -> Path:
-    """A base in shards, and its index."""
-    whole = make_qwen3(tie_word_embeddings=False, dtype=torch.bfloat16)
-    folder = tmp_path / "sharded"
-    AutoModelForCausalLM.from_pretrained(whole, dtype=torch.bfloat16).save_pretrained(folder, max_shard_size="150kB")
-    shutil.copyfile(whole / "tokenizer.json", folder / "tokenizer.json")
-    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
-    return folder
-
-
-def test_shards_open_and_are_written_as_one_file(sharded: Path, tmp_path: Path) -> None:
-    base, out = resolve_base(str(sharded)), tmp_path / "out"
-    write_stock(out, base, draft_card(base, "reranker", max_tokens=256))
-    assert sorted(path.name for path in out.iterdir()) == [
-        "card.json",
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-    ]
-    shards = {name: tensor for path in sharded.glob("*.safetensors") for name, tensor in load_file(path).items()}
-    written = load_file(out / "model.safetensors")
-    assert written.keys() == shards.keys()
-    assert all(torch.equal(tensor, shards[name]) for name, tensor in written.items())
-    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
-    before, after = open_reranker(sharded).state_dict(), open_reranker(out).state_dict()
-    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-
-
-def test_the_revision_of_shards_covers_all_of_them(sharded: Path) -> None:
-    before = resolve_base(str(sharded)).revision
-    shard = max(sharded.glob("*.safetensors"))
-    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
-    assert resolve_base(str(sharded)).revision != before
-
-
-@pytest.mark.parametrize(
-    "place", ["../stolen.safetensors", "/etc/hostname", "absent.safetensors", "pytorch_model.bin", "link.safetensors"]
-)
-def test_an_index_that_leaves_the_folder_is_refused(sharded: Path, place: str) -> None:
-    (sharded.parent / "stolen.safetensors").write_bytes(min(sharded.glob("*.safetensors")).read_bytes())
-    (sharded / "link.safetensors").symlink_to(sharded.parent / "stolen.safetensors")
-    (sharded / "pytorch_model.bin").touch()
-    index = sharded / "model.safetensors.index.json"
-    content = json.loads(index.read_bytes())
-    content["weight_map"]["lm_head.weight"] = place
-    index.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match=r"shards that are not there"):
-        resolve_base(str(sharded))
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}'])
-def test_a_damaged_index_is_an_error_of_ours(sharded: Path, content: str) -> None:
-    (sharded / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"model\.safetensors\.index\.json"):
-        resolve_base(str(sharded))
-
-
-def test_shards_of_a_hub_snapshot_are_links_into_its_blobs(
-    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_training_runs_for_qwen3_as_for_bert(
+    make_qwen3: Make, tiny_data: Path, tiny_settings: TrainSettings, tmp_path: Path
 ) -> None:
-    cached = tmp_path / "hub" / "models--org--name"
-    snapshot = cached / "snapshots" / ("1b2c" * 10)
-    snapshot.mkdir(parents=True)
-    (cached / "blobs").mkdir()
-    for path in sharded.iterdir():
-        shutil.copyfile(path, cached / "blobs" / path.name)
-        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
-    (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text(snapshot.name)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert resolve_base("org/name@main").revision == snapshot.name
-    open_reranker(resolve_base("org/name@main").folder)
+    """From an embedding model to an embedder, and from a language model to a reranker that is chosen with it."""
+    data = read_training_data(tiny_data)
+    settings = tiny_settings.model_copy(
+        update={"max_tokens": 320, "max_query_tokens": 100, "train_tokens": 320, "learning_rate": 5e-4, "epochs": 2.0}
+    )
+    embedder = train_embedder(data, resolve_base(str(make_qwen3("model"))), settings, tmp_path / "embedder")
+    reranker = train_reranker(
+        data, resolve_base(str(make_qwen3())), resolve_base(str(tmp_path / "embedder")), settings, tmp_path / "reranker"
+    )
+    for card in (embedder, reranker):
+        assert card == read_card(tmp_path / card.role, verify_weights=True)
+        assert card.training["final_loss"] < card.training["first_loss"]

@@ -166,7 +166,7 @@ def _separator(folder: Path) -> int:
 
 def _check_card(card: ModelCard, config: BertConfig) -> None:
     """A card that promises more than the model has would let ids and positions past the guard."""
-    found = {
+    found: dict[str, tuple[object, object]] = {
         "vocab_size": (card.vocab_size, config.vocab_size),
         "max_tokens": (card.max_tokens, min(card.max_tokens, config.max_position_embeddings)),
         "dim": (card.dim, config.hidden_size if card.role == "embedder" else None),
@@ -174,6 +174,8 @@ def _check_card(card: ModelCard, config: BertConfig) -> None:
     wrong = {name: pair for name, pair in found.items() if pair[0] != pair[1]}
     if card.role == "reranker" and config.num_labels != 1:
         wrong["labels"] = (1, config.num_labels)
+    if card.pooling not in {None, "mean", "cls"}:
+        wrong["pooling"] = (card.pooling, "mean or cls")
     if wrong:
         raise CardError(
             f"card of `{card.name}`",

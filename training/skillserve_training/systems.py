@@ -37,11 +37,6 @@ class FirstStage:
     _asked: tuple[Sequence[Query], Sequence[Skill], int] | None = field(default=None, init=False)
     _run: Run = field(default_factory=dict, init=False)
 
-    @property
-    def digest(self) -> str:
-        """The embedder's."""
-        return self.embedder.card.digest
-
     def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
         """The nearest `depth` skills, scored by similarity."""
         asked = (queries, skills, depth)
@@ -62,9 +57,14 @@ class EmbedderSystem:
     first: FirstStage
 
     @property
+    def embedder(self) -> Embedder:
+        """The first stage, for those who need its vectors."""
+        return self.first.embedder
+
+    @property
     def digests(self) -> Mapping[str, str]:
         """The embedder's."""
-        return {"embedder": self.first.digest}
+        return {"embedder": self.embedder.card.digest}
 
     def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
         """The nearest `depth` skills, scored by similarity."""
@@ -81,9 +81,14 @@ class TwoStageSystem:
     rerank_depth: int
 
     @property
+    def embedder(self) -> Embedder:
+        """The first stage, for those who need its vectors."""
+        return self.first.embedder
+
+    @property
     def digests(self) -> Mapping[str, str]:
         """Of both models."""
-        return {"embedder": self.first.digest, "reranker": self.reranker.tokens.card.digest}
+        return {"embedder": self.embedder.card.digest, "reranker": self.reranker.tokens.card.digest}
 
     def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
         """The first stage's best `depth`, reordered; scores only tell the rank, since the stages' scales differ."""

@@ -82,7 +82,7 @@ def test_a_degraded_answer_is_an_error(
     """A mixture of both stages would pass for the two-stage system."""
     monkeypatch.setattr(module.Searcher, "__init__", _with_inference(fake))
     fake.failures["reranker"] = ServerUnreachable("fake", got="nothing", wanted="an answer", fix="Wait.")
-    with pytest.raises(ServerError, match=r"4 of 4 answers that are degraded.*ServerUnreachable"):
+    with pytest.raises(ServerError, match=r"4 of 4 answers that are not ok: degraded; .*ServerUnreachable"):
         system.rank(queries, skills, depth=4)
 
 

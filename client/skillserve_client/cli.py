@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,16 +15,14 @@ from skillserve.config import Settings
 from skillserve.console import out, print_json, progress, talk
 from skillserve.errors import QueryError, UsageError
 from skillserve.flags import Json, with_settings
-from skillserve.publish import write_text
 from skillserve.records import Answer, Query
+from skillserve.runs import by_rank, require_writable, write_run
 from skillserve.skillfile import read_queries
 from skillserve_client.build import Built, build_bundle
 from skillserve_client.search import Searcher
 from skillserve_client.triton import Triton
 
 __all__ = ["index", "search"]
-
-RUN_TAG = "skillserve"
 
 
 @with_settings("index", "client", "search.candidates", "search.rerank_depth")
@@ -79,20 +75,18 @@ def search(
         )
     requests = _requests(query, file)
     if run_out:
-        _require_writable(run_out)
-    run: list[str] = []
+        require_writable(run_out)
+    run: dict[str, dict[str, float]] = {}
     for request, answer in _answers(requests, settings):
         if run_out:
-            run += _run_lines(request, answer)
+            # By rank: the two stages score on different scales.
+            run[request.id] = by_rank([hit.skill_id for hit in answer.hits])
         if as_json:
             print_json({"id": request.id, "query": request.text, **answer.to_dict()})
         elif not run_out:
             _show_answer(request, answer, titled=len(requests) > 1)
     if run_out:
-        try:
-            write_text(run_out, "".join(run))
-        except OSError as error:
-            raise _unwritable(run_out, error) from error
+        write_run(run_out, run)
         talk(f"{len(requests)} rankings written to {run_out}")
 
 
@@ -123,41 +117,6 @@ def _answers(requests: Sequence[Query], settings: Settings) -> Iterator[tuple[Qu
             for request in requests:
                 yield request, searcher.search(request.text)
                 bar.advance()
-
-
-def _run_lines(request: Query, answer: Answer) -> Iterator[str]:
-    """TREC's six columns. Scores descend with the rank, since the two stages score on different scales."""
-    for hit in answer.hits:
-        for name, value in (("request", request.id), ("skill", hit.skill_id)):
-            if len(value.split()) != 1:
-                raise UsageError(
-                    f"id {value!r} of a {name}",
-                    got="white space in it",
-                    wanted="ids without white space, which separates the columns of a run",
-                    fix="Use --json instead of --run-out, or change the id.",
-                )
-        yield f"{request.id} Q0 {hit.skill_id} {hit.rank} {len(answer.hits) - hit.rank + 1} {RUN_TAG}\n"
-
-
-def _require_writable(path: Path) -> None:
-    """Find out before searching whether the run can be written; nothing remains of the attempt."""
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"option --run-out `{path}`",
-        got=error.strerror or str(error),
-        wanted="a file that can be written",
-        fix="Name another file: --run-out FILE",
-    )
 
 
 def _show_built(built: Built, root: Path, *, as_json: bool) -> None:

@@ -6,7 +6,6 @@ table still lists it, and calling it names the pip line.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from contextlib import suppress
@@ -18,7 +17,8 @@ import typer
 
 from skillserve.config import TRACEBACK_VARIABLE
 from skillserve.console import print_json, talk
-from skillserve.errors import MissingExtraError, SkillserveError, UsageError
+from skillserve.errors import SkillserveError, UsageError
+from skillserve.lazy import load_target
 
 __all__ = ["COMMANDS", "Command", "app", "main"]
 
@@ -39,6 +39,9 @@ COMMANDS: dict[str, Command] = {
         "skillserve.demo:demo", None, "Run the whole line on the sample catalogue: train, export, serve, index, search."
     ),
     "train": Command("skillserve_training.cli:train", "training", "Fine-tune an embedder or a reranker."),
+    "evaluate": Command(
+        "skillserve.evaluation:evaluate", None, "Measure systems on requests whose skills are known, side by side."
+    ),
     "card": Command(
         "skillserve_training.cli:card", "training", "Write a weights folder with its card for a stock model."
     ),
@@ -75,18 +78,7 @@ class _LazyGroup(typer.core.TyperGroup):
 
 
 def _load(name: str, row: Command) -> click.Command:
-    module, _, attribute = row.target.partition(":")
-    try:
-        target = getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        if row.extra is None or (error.name or "").startswith("skillserve"):
-            raise
-        raise MissingExtraError(
-            f"command `skillserve {name}`",
-            got=f"no package `{error.name}`",
-            wanted=f"the {row.extra} extra",
-            fix=f"Install it: pip install 'skillserve[{row.extra}]'",
-        ) from error
+    target = load_target(row.target, extra=row.extra, subject=f"command `skillserve {name}`")
     if not isinstance(target, typer.Typer):
         single = typer.Typer(add_completion=False)
         single.command(name, help=row.help)(target)

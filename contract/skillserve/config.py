@@ -26,6 +26,7 @@ from skillserve.errors import ConfigError
 __all__ = [
     "BenchSettings",
     "ClientSettings",
+    "EvaluateSettings",
     "ExportSettings",
     "IndexSettings",
     "SearchSettings",
@@ -175,6 +176,27 @@ class TrainSettings(_Section):
     seed: int = Field(13, ge=0, description="seed of everything random")
 
 
+class EvaluateSettings(_Section):
+    """Measuring systems on judged requests."""
+
+    depth: int = Field(100, ge=1, description="skills that each system ranks for a request")
+    rerank_depth: int = Field(
+        20, ge=0, description="candidates that a reranker reorders, the others follow as they stood; 0 for none"
+    )
+    cutoffs: str = Field(
+        "5,10,15",
+        pattern=r"^[1-9]\d*(,[1-9]\d*)*$",
+        description="ranks at which metrics are taken, with commas between; 10 always is one",
+    )
+    resamples: int = Field(10_000, ge=100, description="bootstrap samples of the requests, for intervals")
+    seed: int = Field(13, ge=0, description="seed of the bootstrap")
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The cutoffs as numbers, least first."""
+        return tuple(sorted({int(cutoff) for cutoff in self.cutoffs.split(",")}))
+
+
 class BenchSettings(_Section):
     """A measurement."""
 
@@ -198,6 +220,7 @@ class Settings(_Section):
     export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()
     train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
     bench: BenchSettings = BenchSettings()
 
 

@@ -25,6 +25,8 @@ _DEPTH = 100
 """Skills kept per request; metrics at 10 do not see the rest."""
 _ROWS = 1024
 """Requests compared with all skills at once: bounds the memory of the similarities."""
+_PAIRS = 4096
+"""Pairs framed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +67,23 @@ class Reranker:
 
     def rerank(self, run: Run, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
         """The first `depth` of each ranking in the order of the logits; the rest is left out."""
-        sides = dict(zip((skill.id for skill in skills), self.tokens.skills(skills), strict=True))
-        reranked: dict[str, Mapping[str, float]] = {}
-        with progress("rerank", sum(min(depth, len(run[query.id])) for query in queries)) as bar:
-            for query in queries:
-                candidates = ranked(run[query.id])[:depth]
-                text = self.tokens.query(query.text).ids
-                pairs = [self.tokens.pair(text, sides[skill]) for skill in candidates]
-                logits = score_all(self.model, pairs, self.separator, self.precision, bar).tolist()
-                reranked[query.id] = dict(zip(candidates, logits, strict=True))
+        candidates = {query.id: ranked(run[query.id])[:depth] for query in queries}
+        wanted = {skill for top in candidates.values() for skill in top}
+        read = [skill for skill in skills if skill.id in wanted]
+        sides = dict(zip((skill.id for skill in read), self.tokens.skills(read), strict=True))
+        cuts = self.tokens.queries([query.text for query in queries])
+        texts = {query.id: cut.ids for query, cut in zip(queries, cuts, strict=True)}
+        # Sorted across queries, so that little is padded; framed in parts, which bounds the memory.
+        pairs = [(query, skill) for query, top in candidates.items() for skill in top]
+        pairs.sort(key=lambda pair: len(texts[pair[0]]) + len(sides[pair[1]]))
+        reranked: dict[str, dict[str, float]] = {query.id: {} for query in queries}
+        with progress("rerank", len(pairs)) as bar:
+            for start in range(0, len(pairs), _PAIRS):
+                part = pairs[start : start + _PAIRS]
+                framed = [self.tokens.pair(texts[query], sides[skill]) for query, skill in part]
+                logits = score_all(self.model, framed, self.separator, self.precision, bar).tolist()
+                for (query, skill), logit in zip(part, logits, strict=True):
+                    reranked[query][skill] = logit
         return reranked
 
 

@@ -1,0 +1,125 @@
+"""Weights folders as systems: an embedder alone, or with a reranker over the top of its ranking, in process.
+
+Everything is computed in float32, as the server does. Candidates beyond the rerank depth follow in first-stage
+order, as in the client, so that figures beyond the depth stay comparable; SkillRet's own runs end at the depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from skillserve.card import CARD_FILE, ModelCard, read_card
+from skillserve.config import Settings
+from skillserve.errors import CardError, UsageError
+from skillserve.metrics import ranked
+from skillserve.records import Query, Run, Skill
+from skillserve.runs import by_rank
+from skillserve.systems import require_query_prompt
+from skillserve.tensors import Role
+from skillserve_training.evaluate import Embedder, Reranker
+from skillserve_training.weights import embedder_tokens, open_embedder, open_reranker, reranker_tokens, separator_id
+
+__all__ = ["EmbedderSystem", "TwoStageSystem", "open_weights"]
+
+_AND = "+"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderSystem:
+    """A `skillserve.systems.System`: exact search by inner product."""
+
+    name: str
+    embedder: Embedder
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """The embedder's."""
+        return {"embedder": self.embedder.card.digest}
+
+    def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
+        """The nearest `depth` skills, scored by similarity."""
+        return self.embedder.rank(queries, skills, depth=depth)
+
+
+@dataclass(frozen=True, slots=True)
+class TwoStageSystem:
+    """A `skillserve.systems.System`: an embedder's ranking, its top in the order of a reranker."""
+
+    name: str
+    embedder: Embedder
+    reranker: Reranker
+    rerank_depth: int
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Of both models."""
+        return {"embedder": self.embedder.card.digest, "reranker": self.reranker.tokens.card.digest}
+
+    def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
+        """The first stage's best `depth`, reordered; scores only tell the rank, since the stages' scales differ."""
+        first = self.embedder.rank(queries, skills, depth=max(depth, self.rerank_depth))
+        logits = self.reranker.rerank(first, queries, skills, depth=self.rerank_depth)
+        return {query.id: by_rank(_reordered(first[query.id], logits[query.id])[:depth]) for query in queries}
+
+
+def _reordered(similarities: Mapping[str, float], logits: Mapping[str, float]) -> list[str]:
+    """Reranked skills by their final score (ties as they stood), then the others as they stood."""
+    candidates = ranked(similarities)
+    top = candidates[: len(logits)]
+    scores = np.array([logits[skill] for skill in top], np.float32)
+    return [top[place] for place in np.argsort(-scores, kind="stable").tolist()] + candidates[len(top) :]
+
+
+def open_weights(spec: str, settings: Settings) -> EmbedderSystem | TwoStageSystem:
+    """The `skillserve.systems.Opener` of `EMBEDDER` and `EMBEDDER+RERANKER`, folders both.
+
+    Raises CardError for folders without card, for files changed since it was written, and for a card without the
+    query prompt that its family needs; UsageError for a spec that names no folders.
+    """
+    folders = [Path(spec)] if Path(spec).is_dir() else [Path(part) for part in spec.split(_AND)]
+    if len(folders) > 2 or not all(folder.is_dir() for folder in folders):
+        absent = [str(folder) for folder in folders if not folder.is_dir()]
+        raise UsageError(
+            f"system `{spec}`",
+            got=f"no folder `{absent[0]}`" if absent else f"{len(folders)} folders",
+            wanted="bm25, FOLDER, FOLDER+FOLDER, server:BUNDLES or run:FILE",
+            fix="Check the path; a folder called like a word is named with its path: ./bm25",
+        )
+    embedder = _open_embedder(folders[0])
+    if len(folders) == 1:
+        return EmbedderSystem(spec, embedder)
+    return TwoStageSystem(spec, embedder, _open_reranker(folders[1]), settings.evaluate.rerank_depth)
+
+
+def _open_embedder(folder: Path) -> Embedder:
+    card = _read_card(folder, "embedder")
+    require_query_prompt(card, subject=f"weights folder `{folder}`")
+    return Embedder(open_embedder(folder), card, embedder_tokens(folder, card), "float32")
+
+
+def _open_reranker(folder: Path) -> Reranker:
+    card = _read_card(folder, "reranker")
+    return Reranker(open_reranker(folder), reranker_tokens(folder, card), separator_id(folder), "float32")
+
+
+def _read_card(folder: Path, role: Role) -> ModelCard:
+    if not (folder / CARD_FILE).is_file():
+        raise CardError(
+            f"weights folder `{folder}`",
+            got=f"no {CARD_FILE}, so nothing says how its texts are to be read",
+            wanted="weights with their card: a wrong or missing prompt costs 2.3 to 8.8 NDCG points, SkillRet",
+            fix=f"Write one: skillserve card --base {folder} --role {role} --out FOLDER",
+        )
+    card = read_card(folder, verify_weights=True)
+    if card.role != role:
+        raise CardError(
+            f"weights folder `{folder}`",
+            got=f"an {card.role}" if card.role == "embedder" else f"a {card.role}",
+            wanted="an embedder first, and behind a `+` a reranker",
+            fix="Name the folders as EMBEDDER or EMBEDDER+RERANKER",
+        )
+    return card

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from skillserve.errors import ConfigError
 
@@ -29,6 +29,7 @@ __all__ = [
     "EvaluateSettings",
     "ExportSettings",
     "IndexSettings",
+    "MineSettings",
     "SearchSettings",
     "ServeSettings",
     "Settings",
@@ -176,6 +177,50 @@ class TrainSettings(_Section):
     seed: int = Field(13, ge=0, description="seed of everything random")
 
 
+class MineSettings(_Section):
+    """Mining hard negatives: wrong skills that several systems rank high, with guards against unjudged right ones."""
+
+    ranks: str = Field(
+        "21-60",
+        pattern=r"^[1-9]\d*-[1-9]\d*$",
+        description="wrong skills at these ranks of any system are candidates; later ranks hide fewer right ones, "
+        "1-30 gives the hardest",
+    )
+    num_negatives: int = Field(15, ge=1, description="negatives drawn for each request, once")
+    guard_top: bool = Field(False, description="leave out what another system ranks above the window")
+    guard_names: bool = Field(True, description="leave out what is called as a fitting skill is")
+    max_overlap: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="leave out texts that share more of their runs of five words with a fitting skill's",
+    )
+    max_share: float = Field(
+        0.95,
+        gt=0,
+        description="leave out what is nearer to the request than this share of the nearest fitting skill; "
+        "needs an embedder among the systems",
+    )
+    max_gold_similarity: float = Field(
+        0.95, gt=0, description="leave out what is nearer than this to a fitting skill; needs an embedder"
+    )
+    seed: int = Field(13, ge=0, description="seed of the draw")
+
+    @field_validator("ranks")
+    @classmethod
+    def _in_order(cls, ranks: str) -> str:
+        first, last = map(int, ranks.split("-"))
+        if first > last:
+            raise ValueError(f"the first rank is at most the last one, as in {last}-{first}")
+        return ranks
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """First and last rank, counted from 1."""
+        first, last = map(int, self.ranks.split("-"))
+        return first, last
+
+
 class EvaluateSettings(_Section):
     """Measuring systems on judged requests."""
 
@@ -220,6 +265,7 @@ class Settings(_Section):
     export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()
     train: TrainSettings = TrainSettings()
+    mine: MineSettings = MineSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     bench: BenchSettings = BenchSettings()
 

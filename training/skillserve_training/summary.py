@@ -30,9 +30,8 @@ def summarise(
         "started_from": base.card.digest if base.card else base.revision,
         "recipe": recipe.to_dict(),
         **asdict(report),
-        "data": {
+        "parts": {
             "origin": to_train.origin,
-            "digest": to_train.digest,
             "cut": to_train.cut,
             "trained_on": to_train.part_digest,
             "chosen_on": to_choose.part_digest,

@@ -193,7 +193,7 @@ def test_requests_that_nothing_fits_are_read_apart(tiny_data: Path, sample_data:
 def test_training_opens_no_test_request_and_no_test_judgement(
     tiny_data: Path, tiny_embedder: Path, tmp_path: Path
 ) -> None:
-    """An audit hook sees every file that Python opens in two whole runs; what must not be read is no JSON either."""
+    """An audit hook sees every file that Python opens in whole runs; what must not be read is no JSON either."""
     for part in ("queries", "qrels"):
         (tiny_data / part / "test.jsonl").write_bytes(b"\xff not JSON")
         (tiny_data / part / "test-none.jsonl").write_bytes(b"\xff not JSON")
@@ -201,6 +201,17 @@ def test_training_opens_no_test_request_and_no_test_judgement(
     common = ["--data", str(tiny_data), "--base", str(tiny_embedder), "--max-tokens", "48", "--epochs", "1"]
     runs = [
         ["train", "embedder", *common, "--out", str(tmp_path / "e")],
+        [
+            "mine",
+            "--data",
+            str(tiny_data),
+            "--with",
+            "bm25",
+            "--with",
+            str(tmp_path / "e"),
+            "--out",
+            str(tmp_path / "m"),
+        ],
         ["train", "reranker", *common, "--embedder", str(tmp_path / "e"), "--out", str(tmp_path / "r")],
     ]
     code = f"""
@@ -213,6 +224,6 @@ print("CODES", codes)
 print("OPENED", *sorted(path for path in opened if path.startswith({str(tiny_data)!r})), sep="\\n")
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "CODES [0, 0]" in result.stdout, result.stderr
+    assert "CODES [0, 0, 0]" in result.stdout, result.stderr
     opened = {Path(line).relative_to(tiny_data).as_posix() for line in result.stdout.split("OPENED\n")[1].splitlines()}
     assert opened == {f"{part}/train.jsonl" for part in ("skills", "queries", "qrels")} | {"skills/test.jsonl"}

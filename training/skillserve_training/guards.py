@@ -51,7 +51,7 @@ class NameGuard:
 
     def suspects(self, _request: int, golds: Sequence[int], candidates: Sequence[int]) -> set[int]:
         """Candidates with the name of a gold."""
-        known = {self._names[gold] for gold in golds}
+        known = {self._names[gold] for gold in golds} - {""}
         return {candidate for candidate in candidates if self._names[candidate] in known}
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from skillserve.errors import ContractError
+from skillserve.errors import ContractError, UsageError
 from skillserve.publish import write_bytes
 from skillserve_training.dataset import TrainingData
 
@@ -60,11 +61,19 @@ class Mined:
 
 
 def write_mined(path: Path, rows: pa.Table, provenance: Mapping[str, Any]) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file, whole or not at all; UsageError if the disk does not allow it."""
     table = rows.replace_schema_metadata({_PROVENANCE: json.dumps(provenance, ensure_ascii=False).encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_bytes(path, sink.getvalue().to_pybytes())
+    try:
+        write_bytes(path, sink.getvalue().to_pybytes())
+    except OSError as error:
+        raise UsageError(
+            f"mined negatives `{path}`",
+            got=error.strerror or str(error),
+            wanted="a place with room for them; nothing was written",
+            fix="Make room, or name another file with --out, and mine again.",
+        ) from error
 
 
 def read_mined(path: Path, data: TrainingData) -> Mined:
@@ -76,7 +85,7 @@ def read_mined(path: Path, data: TrainingData) -> Mined:
         with path.open("rb") as file:
             table = pq.read_table(file)
         provenance = json.loads((table.schema.metadata or {})[_PROVENANCE])
-        drawn = table.filter(pa.compute.equal(table["kind"], NEGATIVE)).sort_by("merged_rank")
+        drawn = table.filter(pc.equal(table["kind"], NEGATIVE)).sort_by("merged_rank")
         rows = zip(drawn["query_id"].to_pylist(), drawn["skill_id"].to_pylist(), strict=True)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ContractError(

@@ -39,6 +39,11 @@ COMMANDS: dict[str, Command] = {
         "skillserve.demo:demo", None, "Run the whole line on the sample catalogue: train, export, serve, index, search."
     ),
     "train": Command("skillserve_training.cli:train", "training", "Fine-tune an embedder or a reranker."),
+    "mine": Command(
+        "skillserve_training.mining_cli:mine",
+        "training",
+        "Find hard negatives for training: wrong skills that rank high.",
+    ),
     "evaluate": Command(
         "skillserve.evaluation:evaluate", None, "Measure systems on requests whose skills are known, side by side."
     ),

@@ -17,9 +17,9 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from skillserve.errors import ConfigError
 
@@ -29,11 +29,13 @@ __all__ = [
     "EvaluateSettings",
     "ExportSettings",
     "IndexSettings",
+    "MineSettings",
     "SearchSettings",
     "ServeSettings",
     "Settings",
     "TrainSettings",
     "load_settings",
+    "window",
 ]
 
 ENV_PREFIX = "SKILLSERVE_"
@@ -49,6 +51,27 @@ _NOT_SETTINGS = re.compile(
 )
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def window(ranks: str) -> tuple[int, int]:
+    """First and last rank of a `RankWindow`, counted from 1.
+
+    >>> window("21-60")
+    (21, 60)
+    """
+    first, last = map(int, ranks.split("-"))
+    return first, last
+
+
+def _in_order(ranks: str) -> str:
+    first, last = window(ranks)
+    if first > last:
+        raise ValueError(f"the first rank is at most the last one, as in {last}-{first}")
+    return ranks
+
+
+RankWindow = Annotated[str, Field(pattern=r"^[1-9]\d*-[1-9]\d*$"), AfterValidator(_in_order)]
+"""Ranks from the first to the last one, both included, such as `21-60`."""
 
 
 class _Section(BaseModel):
@@ -211,10 +234,10 @@ class TrainSettings(_Section):
     redraw_negatives: bool = Field(
         False, description="draw a request's negatives anew in every pass, instead of once; reranker only"
     )
-    first_rank: int = Field(
-        1, ge=1, description="best rank that negatives come from; a later one guards against unjudged right ones"
+    ranks: RankWindow = Field(
+        "1-30",
+        description="ranks of the embedder that negatives come from, where none are mined; reranker only",
     )
-    last_rank: int = Field(30, ge=1, description="worst rank that negatives come from")
     holdout_share: float = Field(
         0.1, ge=0, lt=1, description="share of the skills that is not trained on but measured on; 0 trains on all"
     )
@@ -237,11 +260,34 @@ class TrainSettings(_Section):
         """Flags and variables bring text: `256,128`."""
         return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _ranks_are_a_window(self) -> Self:
-        if self.last_rank < self.first_rank:
-            raise ValueError(f"last_rank {self.last_rank} comes before first_rank {self.first_rank}")
-        return self
+
+class MineSettings(_Section):
+    """Mining hard negatives: wrong skills that several systems rank high, with guards against unjudged right ones."""
+
+    ranks: RankWindow = Field(
+        "21-60",
+        description="wrong skills at these ranks of any system are candidates; later ranks hide fewer right ones, "
+        "1-30 gives the hardest",
+    )
+    num_negatives: int = Field(15, ge=1, description="negatives drawn for each request, once")
+    guard_top: bool = Field(False, description="leave out what another system ranks above the window")
+    guard_names: bool = Field(True, description="leave out what is called as a fitting skill is")
+    max_overlap: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="leave out texts that share more of their runs of five words with a fitting skill's",
+    )
+    max_share: float = Field(
+        0.95,
+        gt=0,
+        description="leave out what is nearer to the request than this share of the nearest fitting skill; "
+        "needs an embedder among the systems",
+    )
+    max_gold_similarity: float = Field(
+        0.95, gt=0, description="leave out what is nearer than this to a fitting skill; needs an embedder"
+    )
+    seed: int = Field(13, ge=0, description="seed of the draw")
 
 
 class EvaluateSettings(_Section):
@@ -288,6 +334,7 @@ class Settings(_Section):
     export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()
     train: TrainSettings = TrainSettings()
+    mine: MineSettings = MineSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     bench: BenchSettings = BenchSettings()
 

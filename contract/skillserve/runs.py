@@ -60,8 +60,8 @@ def write_run(path: Path, run: Run) -> None:
         raise _unwritable(path, error) from error
 
 
-def require_writable(path: Path) -> None:
-    """Find out before long work whether a run can be written; nothing remains of the attempt. Raises UsageError."""
+def require_writable(path: Path, *, option: str = "--run-out") -> None:
+    """Find out before long work whether a file can be written; nothing remains of the attempt. Raises UsageError."""
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
@@ -69,7 +69,7 @@ def require_writable(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, option) from error
 
 
 def read_run(path: Path) -> Run:
@@ -140,10 +140,10 @@ def _finite(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _unwritable(path: Path, error: OSError) -> UsageError:
+def _unwritable(path: Path, error: OSError, option: str = "--run-out") -> UsageError:
     return UsageError(
-        f"option --run-out `{path}`",
+        f"option {option} `{path}`",
         got=error.strerror or str(error),
         wanted="a file that can be written",
-        fix="Name another file: --run-out FILE",
+        fix=f"Name another file: {option} FILE",
     )

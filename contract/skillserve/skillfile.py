@@ -6,149 +6,176 @@ number; nothing is returned unless everything is sound.
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-
-from skillserve.errors import CatalogueError, MissingExtraError
+from skillserve.errors import CatalogueError
 from skillserve.records import Qrels, Query, Skill
+from skillserve.rows import ENDINGS, Faults, Row, read_rows
 
-__all__ = ["read_qrels", "read_queries", "read_skills", "split_file"]
+__all__ = ["MOST_TEXT_BYTES", "Part", "find_split", "read_qrels", "read_queries", "read_skills", "split_file"]
 
-_SKILL_FIELDS = {"id", "name", "description", "body", "namespace"}
-_MOST_PROBLEMS_SHOWN = 20
-_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+Part = Literal["skills", "queries", "qrels"]
 
+MOST_TEXT_BYTES = 8 << 20
+"""Longest text of a skill or request, as UTF-8: models read its first few thousand tokens, and more is no text."""
 
-@dataclass
-class _Problems:
-    """Collects faults, so that one run shows them all."""
-
-    source: Path
-    found: list[str] = field(default_factory=list)
-
-    def add(self, where: str, what: str) -> None:
-        self.found.append(f"{where}: {what}")
-
-    def raise_if_any(self, wanted: str) -> None:
-        if not self.found:
-            return
-        shown = "; ".join(self.found[:_MOST_PROBLEMS_SHOWN])
-        more = len(self.found) - _MOST_PROBLEMS_SHOWN
-        raise CatalogueError(
-            f"`{self.source}`",
-            got=f"{len(self.found)} fault(s): {shown}" + (f"; and {more} more" if more > 0 else ""),
-            wanted=wanted,
-            fix="Mend these lines and run the command again; nothing was changed.",
-        )
+_SKILL_FIELDS = {"id", "name", "description", "body", "namespace", "skill_md"}
 
 
 def read_skills(source: Path) -> list[Skill]:
     """All skills of a JSONL(.gz) or Parquet file, of a folder with such files, or of a tree of SKILL.md files."""
-    problems = _Problems(source)
+    faults = Faults(source)
     skills: list[Skill] = []
     seen: dict[str, str] = {}
-    for where, row in _rows(source, problems, tree_of_skill_md=True):
-        skill = _skill(where, row, problems)
+    for where, row in read_rows(source, faults, tree_of_skill_md=True):
+        skill = _skill(where, row, faults)
         if skill is None:
             continue
         if skill.id in seen:
-            problems.add(where, f"repeats the id `{skill.id}` of {seen[skill.id]}")
+            faults.add(where, f"repeats the id `{skill.id}` of {seen[skill.id]}")
         else:
             seen[skill.id] = where
             skills.append(skill)
-    if not skills and not problems.found:
-        problems.add(str(source), "no skills")
-    problems.raise_if_any("one skill a line, each with a unique `id` and a `name`")
+    if not skills and not faults.found:
+        faults.add(str(source), "no skills")
+    faults.raise_if_any("one skill a line, each with a unique `id` and a `name`")
     return skills
 
 
 def read_queries(source: Path) -> list[Query]:
-    """All requests of a JSONL(.gz) or Parquet file: `id`, `query`, and optionally `skill_ids`."""
-    problems = _Problems(source)
-    queries: list[Query] = []
+    """All requests of a JSONL(.gz) or Parquet file: `id`, `query`, and optionally `skill_ids`.
+
+    SkillRet's training scripts meet requests that stand in several rows, each with some of the golds: rows of one
+    id and one text are one request with all of them. One id with two texts is a fault.
+    """
+    faults = Faults(source)
+    queries: dict[str, Query] = {}
     seen: dict[str, str] = {}
-    for where, row in _rows(source, problems):
+    for where, row in read_rows(source, faults):
         query_id, text = _identity(row.get("id")), row.get("query")
         golds = _identities(row.get("skill_ids"))
         if query_id is None:
-            problems.add(where, "lacks an `id`")
+            faults.add(where, "lacks an `id`")
         elif not isinstance(text, str) or not text.strip():
-            problems.add(where, "lacks a `query`")
+            faults.add(where, "lacks a `query`")
+        elif fault := _fault_of_text(text):
+            faults.add(where, f"has a `query` {fault}")
         elif golds is None:
-            problems.add(where, f"has `skill_ids` that are no list of ids: {row['skill_ids']!r}")
-        elif query_id in seen:
-            problems.add(where, f"repeats the id `{query_id}` of {seen[query_id]}")
-        else:
+            faults.add(where, f"has `skill_ids` that are no list of ids: {row['skill_ids']!r}")
+        elif query_id not in seen:
             seen[query_id] = where
-            queries.append(Query(id=query_id, text=text, skill_ids=golds))
-    if not queries and not problems.found:
-        problems.add(str(source), "no requests")
-    problems.raise_if_any("one request a line, each with a unique `id` and a `query`")
-    return queries
+            queries[query_id] = Query(id=query_id, text=text, skill_ids=golds)
+        elif queries[query_id].text == text:
+            known = queries[query_id]
+            queries[query_id] = replace(known, skill_ids=tuple(dict.fromkeys((*known.skill_ids, *golds))))
+        else:
+            faults.add(where, f"repeats the id `{query_id}` of {seen[query_id]} with another text")
+    if not queries and not faults.found:
+        faults.add(str(source), "no requests")
+    faults.raise_if_any("one request a line, each with a unique `id` and a `query`")
+    return list(queries.values())
 
 
 def read_qrels(source: Path) -> Qrels:
     """Relevance judgements of a JSONL(.gz) or Parquet file: `query_id`, `skill_id`, `relevance`."""
-    problems = _Problems(source)
+    faults = Faults(source)
     qrels: dict[str, dict[str, int]] = {}
-    for where, row in _rows(source, problems):
+    for where, row in read_rows(source, faults):
         query_id, skill_id = _identity(row.get("query_id")), _identity(row.get("skill_id"))
-        try:
-            relevance = int(row["relevance"])
-        except (KeyError, TypeError, ValueError):
-            relevance = None
+        relevance = _relevance(row.get("relevance"))
         if query_id is None or skill_id is None or relevance is None:
-            problems.add(where, "needs `query_id`, `skill_id` and an integer `relevance`")
-        else:
-            qrels.setdefault(query_id, {})[skill_id] = relevance
-    problems.raise_if_any("one judgement a line")
+            faults.add(where, "needs `query_id`, `skill_id` and an integer `relevance`")
+        elif qrels.setdefault(query_id, {}).setdefault(skill_id, relevance) != relevance:
+            faults.add(where, f"judges `{skill_id}` for `{query_id}` again, and differently")
+    faults.raise_if_any("one judgement a line, each pair judged once")
     return qrels
 
 
-def split_file(data: Path, part: Literal["skills", "queries", "qrels"], split: str) -> Path:
-    """One file of a folder in SkillRet's layout: `data/part/split` with the ending .jsonl, .jsonl.gz or .parquet."""
-    for ending in _ENDINGS:
-        path = data / part / f"{split}{ending}"
-        if path.is_file():
-            return path
-    raise CatalogueError(
-        f"data folder `{data}`",
-        got=f"no {part}/{split} file",
-        wanted=f"{part}/{split} as one of {', '.join(_ENDINGS)}",
-        fix="Name a folder in SkillRet's layout, such as examples/sample.",
-    )
+def find_split(data: Path, part: Part, split: str) -> Path | None:
+    """Where one part of a split stands in SkillRet's layout: `data/part/split` with a known ending; None if nowhere.
+
+    Skills may also be a folder `data/skills/split`, a tree of SKILL.md. CatalogueError if two things stand there.
+    """
+    found = [path for ending in ENDINGS if (path := data / part / f"{split}{ending}").is_file()]
+    if part == "skills" and (tree := data / part / split).is_dir():
+        found.append(tree)
+    if len(found) > 1:
+        raise CatalogueError(
+            f"data folder `{data}`",
+            got=" and ".join(f"{part}/{path.name}" for path in found),
+            wanted="one of them",
+            fix="Remove or rename what is not meant.",
+        )
+    return found[0] if found else None
 
 
-def _skill(where: str, row: Mapping[str, Any], problems: _Problems) -> Skill | None:
+def split_file(data: Path, part: Part, split: str) -> Path:
+    """As `find_split`, but CatalogueError if nothing stands there."""
+    found = find_split(data, part, split)
+    if found is None:
+        tree = ", or a folder of SKILL.md" if part == "skills" else ""
+        raise CatalogueError(
+            f"data folder `{data}`",
+            got=f"no {part}/{split} file",
+            wanted=f"{part}/{split} as one of {', '.join(ENDINGS)}{tree}",
+            fix="Name a folder in SkillRet's layout, such as examples/sample.",
+        )
+    return found
+
+
+def _skill(where: str, row: Row, faults: Faults) -> Skill | None:
     name = row.get("name")
     if not isinstance(name, str) or not name.strip():
-        problems.add(where, "lacks a `name`")
+        faults.add(where, "lacks a `name`")
         return None
     given = row.get("id")
     skill_id = _identity(name if given is None or given == "" else given)
     if skill_id is None:
-        problems.add(where, f"has an `id` that is no text: {given!r}")
+        faults.add(where, f"has an `id` that is no text: {given!r}")
         return None
-    texts: dict[str, str] = {}
-    for key in ("description", "body", "namespace"):
-        value = row.get(key)
-        if value is None:
-            value = ""
-        if not isinstance(value, str):
-            problems.add(where, f"has a `{key}` that is no text")
-            return None
-        texts[key] = value
-    texts["body"] = texts["body"] or str(row.get("skill_md") or "")
-    extra = {
-        key: str(value) for key, value in row.items() if key not in _SKILL_FIELDS | {"skill_md"} and value is not None
-    }
-    return Skill(id=skill_id, name=name, fields=extra, **texts)
+    texts = {key: _text(where, row, key, faults) for key in ("name", "description", "body", "skill_md", "namespace")}
+    if None in texts.values():
+        return None
+    # SkillRet has both, and its models read `skill_md`: the whole file, front matter included.
+    body, skill_md = texts.pop("body"), texts.pop("skill_md")
+    extra = {key: str(value) for key, value in row.items() if key not in _SKILL_FIELDS and value is not None}
+    return Skill(
+        id=skill_id,
+        name=name,
+        description=texts["description"] or "",
+        body=(skill_md if (skill_md or "").strip() else body) or "",
+        namespace=texts["namespace"] or "",
+        fields=extra,
+    )
+
+
+def _text(where: str, row: Row, key: str, faults: Faults) -> str | None:
+    """A text of a row, empty if absent; None, and a fault noted, if it is anything else."""
+    value = row.get(key)
+    if value is None:
+        return ""
+    fault = _fault_of_text(value) if isinstance(value, str) else "that is no text"
+    if fault:
+        faults.add(where, f"has a `{key}` {fault}")
+        return None
+    return str(value)
+
+
+def _fault_of_text(text: str) -> str | None:
+    num_bytes = len(text.encode("utf-8", "surrogatepass"))
+    return f"of {num_bytes:,} bytes, more than {MOST_TEXT_BYTES:,}" if num_bytes > MOST_TEXT_BYTES else None
+
+
+def _relevance(value: object) -> int | None:
+    """A whole number, in whatever form tables keep it; None if it is anything else."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    try:
+        return int(value) if isinstance(value, int | str) else None
+    except ValueError:
+        return None
 
 
 def _identity(value: object) -> str | None:
@@ -165,115 +192,3 @@ def _identities(values: object) -> tuple[str, ...] | None:
     found = [_identity(value) for value in values] if isinstance(values, list) else [None]
     ids = tuple(each for each in found if each is not None)
     return ids if len(ids) == len(found) else None
-
-
-def _rows(
-    source: Path, problems: _Problems, *, tree_of_skill_md: bool = False
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if source.is_dir() and tree_of_skill_md:
-        documents = sorted(source.rglob("SKILL.md"))
-        files = sorted(path for path in source.iterdir() if _is_table(path))
-        if documents:
-            yield from _skill_documents(source, documents, problems)
-        for path in files:
-            yield from _table(path, problems)
-        if not documents and not files:
-            problems.add(str(source), "holds no SKILL.md, .jsonl, .jsonl.gz or .parquet")
-    elif source.is_file() and source.name == "SKILL.md" and tree_of_skill_md:
-        yield from _skill_documents(source.parent, [source], problems)
-    elif source.is_file():
-        yield from _table(source, problems)
-    else:
-        raise CatalogueError(
-            f"`{source}`",
-            got="no such file or folder",
-            wanted="JSON Lines, Parquet or a folder of SKILL.md",
-            fix="Check the path.",
-        )
-
-
-def _is_table(path: Path) -> bool:
-    return path.name.endswith(_ENDINGS)
-
-
-def _table(path: Path, problems: _Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if path.suffix == ".parquet":
-        yield from _parquet(path, problems)
-        return
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield from _json_line(f"{path.name}:{number}", line, problems)
-    except (OSError, EOFError) as error:
-        problems.add(path.name, f"cannot be read: {error}")
-
-
-def _json_line(where: str, line: bytes, problems: _Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        problems.add(where, f"is not UTF-8 (byte {error.start}: 0x{line[error.start]:02x})")
-    except json.JSONDecodeError as error:
-        problems.add(where, f"is no JSON ({error.msg} at column {error.colno})")
-    else:
-        if isinstance(row, dict):
-            yield where, row
-        else:
-            problems.add(where, "is no JSON object")
-
-
-def _parquet(path: Path, problems: _Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"Parquet file `{path}`",
-            got="no pyarrow",
-            wanted="the client extra",
-            fix="Install it: pip install 'skillserve[client]'",
-        ) from error
-    try:
-        table = pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        problems.add(path.name, f"is no Parquet file: {error}")
-        return
-    number = 0
-    for batch in table.iter_batches():
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path.name}:{number}", row
-
-
-def _skill_documents(root: Path, paths: Sequence[Path], problems: _Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A SKILL.md is YAML front matter (name, description, …) between two `---` lines, then the body."""
-    for path in paths:
-        where = str(path.relative_to(root))
-        try:
-            text = path.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            problems.add(where, f"is not UTF-8 (byte {error.start})")
-            continue
-        head, separator, body = text.removeprefix("\ufeff").partition("\n---")
-        if not head.startswith("---") or not separator:
-            problems.add(where, "has no front matter between `---` lines")
-            continue
-        try:
-            front = yaml.safe_load(head.removeprefix("---"))
-        except yaml.YAMLError as error:
-            problems.add(where, f"has front matter that is no YAML: {str(error).splitlines()[0]}")
-            continue
-        if not isinstance(front, dict):
-            problems.add(where, "has front matter without keys")
-            continue
-        row = {str(key): value for key, value in front.items()}
-        identity = str(path.parent.relative_to(root))
-        yield (
-            where,
-            {
-                "id": identity if identity != "." else path.parent.resolve().name,
-                **row,
-                "body": body.lstrip("-").strip(),
-            },
-        )

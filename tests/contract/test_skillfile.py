@@ -171,3 +171,49 @@ def test_the_sample_is_sound(sample_data: Path) -> None:
             assert set(judged[query.id]) == set(query.skill_ids)
     with pytest.raises(CatalogueError, match="SkillRet"):
         split_file(sample_data, "skills", "dev")
+
+
+def test_where_skillrets_whole_file_is_given_it_is_the_body(tmp_path: Path) -> None:
+    """Its models read `name | description | skill_md`; the front matter in it is part of what they have learnt."""
+    whole = "---\nname: a\n---\n# Steps"
+    rows = [
+        {"id": "1", "name": "a", "body": "# Steps", "skill_md": whole},
+        {"id": "2", "name": "a", "body": "# Steps", "skill_md": " "},
+        {"id": "3", "name": "a", "body": "# Steps"},
+    ]
+    skills = read_skills(write_lines(tmp_path / "s.jsonl", *map(json.dumps, rows)))
+    assert [skill.body for skill in skills] == [whole, "# Steps", "# Steps"]
+    assert not any(skill.fields for skill in skills)
+    with pytest.raises(CatalogueError, match="`skill_md` that is no text"):
+        read_skills(write_lines(tmp_path / "s.jsonl", json.dumps(rows[0] | {"skill_md": 1})))
+
+
+@pytest.mark.parametrize("relevance", ["0.5", "NaN", "Infinity", '"high"', "null", "[1]"])
+def test_a_relevance_that_is_no_whole_number_is_a_fault(tmp_path: Path, relevance: str) -> None:
+    """Cut to an integer, 0.5 would silently make a gold a skill that does not fit."""
+    line = f'{{"query_id": "q", "skill_id": "s", "relevance": {relevance}}}'
+    with pytest.raises(CatalogueError, match="integer `relevance`"):
+        read_qrels(write_lines(tmp_path / "r.jsonl", line))
+
+
+def test_a_pair_may_be_judged_again_but_not_differently(tmp_path: Path) -> None:
+    lines = [f'{{"query_id": "q", "skill_id": "s", "relevance": {relevance}}}' for relevance in ("1", '"1"', "1.0")]
+    assert read_qrels(write_lines(tmp_path / "r.jsonl", *lines)) == {"q": {"s": 1}}
+    with pytest.raises(CatalogueError, match="again, and differently"):
+        read_qrels(write_lines(tmp_path / "r.jsonl", lines[0], lines[0].replace("1", "0")))
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"id": ' + "1" * 5_000 + ', "name": "a"}'])
+def test_json_that_breaks_its_reader_is_a_fault_of_its_line(tmp_path: Path, line: str) -> None:
+    with pytest.raises(CatalogueError, match=r"s\.jsonl:1: is no JSON"):
+        read_skills(write_lines(tmp_path / "s.jsonl", line))
+
+
+def test_a_damaged_parquet_file_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS * 500), path, compression="none")
+    content = bytearray(path.read_bytes())
+    content[20:400] = b"\xff" * 380
+    path.write_bytes(content)
+    with pytest.raises(CatalogueError, match=r"s\.parquet: is no Parquet file"):
+        read_skills(path)

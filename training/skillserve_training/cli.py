@@ -17,8 +17,8 @@ from skillserve.flags import Json, with_settings
 from skillserve.tensors import Role
 from skillserve_training.base import resolve_base
 from skillserve_training.cards import draft_card
-from skillserve_training.dataset import read_training_data
 from skillserve_training.embedder import train_embedder
+from skillserve_training.loader import read_training_data
 from skillserve_training.mined import read_mined
 from skillserve_training.recipe import read_recipe
 from skillserve_training.reranker import train_reranker
@@ -29,7 +29,7 @@ __all__ = ["card", "train"]
 train = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 Data = Annotated[
-    Path, typer.Option(help="folder in SkillRet's layout, or hub:ORG/NAME@REVISION; only its train split is read")
+    str, typer.Option(help="folder in SkillRet's layout, or hub:org/name@revision; only its train split is read")
 ]
 BaseSpec = Annotated[
     str | None,

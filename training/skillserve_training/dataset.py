@@ -1,29 +1,19 @@
-"""Training data in SkillRet's layout, and the hold-out that models are chosen on.
-
-Only the train split is opened here. The test split has no reader in this room, so no number of training can
-come from it.
-"""
+"""Training data, and the parts that it is cut into: one to train on, one to choose on."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from skillserve.errors import CatalogueError
+from skillserve.errors import CatalogueError, ConfigError
 from skillserve.records import Qrels, Query, Skill
-from skillserve.skillfile import read_qrels, read_queries, read_skills, split_file
 
-__all__ = ["TrainingData", "hold_out", "read_training_data"]
+__all__ = ["TrainingData", "folds", "hold_out"]
 
-_SPLIT = "train"
 _CUT_SEED = 0
-_MOST_FAULTS_SHOWN = 20
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,31 +26,23 @@ class TrainingData:
     golds: Mapping[str, frozenset[str]]
     """Query id → ids of the skills that fit it."""
     digest: str
-    """SHA-256 over the content of the files that were read."""
+    """SHA-256 over the content of the files that were read; the same for every part that is cut from them."""
+    origin: str = ""
+    """`hub:org/name@commit`, or empty for a local folder."""
+    cut: str = ""
+    """How this part was cut, such as `hold-out of 0.1`; empty for all of the data."""
 
     @property
     def qrels(self) -> Qrels:
         """The golds as relevance judgements."""
         return {query.id: dict.fromkeys(self.golds[query.id], 1) for query in self.queries}
 
-
-def read_training_data(folder: Path) -> TrainingData:
-    """Read `{skills,queries,qrels}/train` of a folder, plain or gzipped. CatalogueError lists all that is wrong."""
-    files = [split_file(folder, part, _SPLIT) for part in ("skills", "queries", "qrels")]
-    skills, queries, qrels = read_skills(files[0]), read_queries(files[1]), read_qrels(files[2])
-    golds = {query: frozenset(skill for skill, rel in judged.items() if rel > 0) for query, judged in qrels.items()}
-    faults = _faults(skills, queries, golds)
-    if faults:
-        more = len(faults) - _MOST_FAULTS_SHOWN
-        raise CatalogueError(
-            f"training data `{folder}`",
-            got=f"{len(faults)} fault(s): "
-            + "; ".join(faults[:_MOST_FAULTS_SHOWN])
-            + (f"; and {more} more" if more > 0 else ""),
-            wanted="qrels that name only skills and requests of the train split, and a fitting skill for every request",
-            fix="Mend these lines and run the command again; nothing was written.",
-        )
-    return TrainingData(tuple(skills), tuple(queries), golds, _digest(files))
+    @property
+    def part_digest(self) -> str:
+        """SHA-256 over the data's digest and the ids that this part holds: equal for equal parts of equal data."""
+        ids = [self.digest, *sorted(f"skill {skill.id}" for skill in self.skills)]
+        ids += sorted(f"request {query.id}" for query in self.queries)
+        return hashlib.sha256("\n".join(ids).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def hold_out(data: TrainingData, *, share: float) -> tuple[TrainingData, TrainingData]:
@@ -72,56 +54,89 @@ def hold_out(data: TrainingData, *, share: float) -> tuple[TrainingData, Trainin
     The cut depends on data and share alone, not on a run's seed, and a smaller share is a part of a larger one:
     so a reranker can be chosen on skills that its embedder has not seen either.
     """
+    if not share:
+        return data, replace(data, queries=(), golds={})
+    groups = list(_walk(data))
+    quota = share * sum(map(len, groups))
+    held: set[str] = set()
+    for group in groups:
+        if len(held) >= quota:
+            break
+        held.update(group)
+    return _cut(data, held, f"hold-out of {share:g}", "Bring more data, or train on all of it: --holdout-share 0")
+
+
+def folds(data: TrainingData, num: int) -> tuple[tuple[TrainingData, TrainingData], ...]:
+    """Cross-validation: `num` cuts (to train on, to choose on), each like that of `hold_out`.
+
+    Every skill that fits a request is held out in exactly one fold, and no request is to choose on in two. A request
+    is in none if its golds lie in several; chains of requests stay together, so at most `num - 1` of them are torn.
+    The first fold is the hold-out of a share of 1 / num. Cut what `hold_out` left to train on, and no fold sees the
+    hold-out. ConfigError if `num` is below 2, CatalogueError if a fold would have no request.
+    """
+    if num < 2:
+        raise ConfigError("folds", got=str(num), wanted="2 or more", fix="Ask for at least two folds.")
+    groups = list(_walk(data))
+    total = sum(map(len, groups))
+    held: list[set[str]] = [set() for _ in range(num)]
+    place = taken = 0
+    for group in groups:
+        while taken >= (place + 1) / num * total:
+            place += 1
+        held[place].update(group)
+        taken += len(group)
+    fewer = f"Cut fewer than {num} folds, or bring more data."
+    cuts = tuple(_cut(data, each, f"fold {place} of {num}", fewer) for place, each in enumerate(held, 1))
+    if not all(to_choose.queries for _, to_choose in cuts):
+        raise CatalogueError(
+            "folds",
+            got=f"{num}, at least one of them without a request of its own",
+            wanted="requests in every fold",
+            fix=fewer,
+        )
+    return cuts
+
+
+def _walk(data: TrainingData) -> Iterator[list[str]]:
+    """Every skill that fits a request once, in groups: those that one more request adds.
+
+    From a random request on, requests that share a skill with what was reached come next; so whatever is cut off
+    between two groups tears one chain of requests at most.
+    """
     queries_of: defaultdict[str, list[str]] = defaultdict(list)
     for query in data.queries:
         for skill in sorted(data.golds[query.id]):
             queries_of[skill].append(query.id)
-    quota = share * len(queries_of)
     order = [query.id for query in data.queries]
     random.Random(_CUT_SEED).shuffle(order)  # noqa: S311 -- reproducible, not secret
-    held: set[str] = set()
+    reached: set[str] = set()
     for first in order:
         chain = [first]
-        while chain and len(held) < quota:
-            for skill in sorted(data.golds[chain.pop()] - held):
-                held.add(skill)
+        while chain:
+            group = sorted(data.golds[chain.pop()] - reached)
+            reached.update(group)
+            for skill in group:
                 chain.extend(queries_of[skill])
-    to_train = replace(
-        data,
-        skills=tuple(skill for skill in data.skills if skill.id not in held),
-        queries=tuple(query for query in data.queries if data.golds[query.id].isdisjoint(held)),
+            if group:
+                yield group
+
+
+def _cut(data: TrainingData, held: set[str], name: str, fix: str) -> tuple[TrainingData, TrainingData]:
+    name = f"{data.cut}, {name}" if data.cut else name
+
+    def part(skills: tuple[Skill, ...], queries: tuple[Query, ...]) -> TrainingData:
+        golds = {query.id: data.golds[query.id] for query in queries}
+        return replace(data, skills=skills, queries=queries, golds=golds, cut=name)
+
+    to_train = part(
+        tuple(skill for skill in data.skills if skill.id not in held),
+        tuple(query for query in data.queries if data.golds[query.id].isdisjoint(held)),
     )
     if not to_train.queries or len(to_train.skills) < 2:
         raise CatalogueError(
-            "hold-out",
-            got=f"a share of {share:g} of {len(queries_of)} skills, which leaves too little to train on",
+            name,
+            got=f"{len(held)} skills set aside, which leaves too little to train on",
             wanted="requests and at least two skills to train on",
-            fix="Bring more data, or train on all of it: --holdout-share 0",
+            fix=fix,
         )
-    to_choose = replace(data, queries=tuple(query for query in data.queries if data.golds[query.id] <= held))
-    return to_train, to_choose
-
-
-def _faults(skills: list[Skill], queries: list[Query], golds: Mapping[str, frozenset[str]]) -> list[str]:
-    skill_ids, query_ids = {skill.id for skill in skills}, {query.id for query in queries}
-    faults = [f"qrels name the unknown request `{query}`" for query in golds if query not in query_ids]
-    for query, fitting in golds.items():
-        faults += [f"qrels of `{query}` name the unknown skill `{skill}`" for skill in sorted(fitting - skill_ids)]
-    faults += [f"request `{query.id}` has no fitting skill" for query in queries if not golds.get(query.id)]
-    if not queries:
-        faults.append("no requests")
-    if len(skills) < 2:
-        faults.append("fewer than two skills, so there is nothing to tell apart")
-    return faults
-
-
-def _digest(files: list[Path]) -> str:
-    """SHA-256 over part names and uncompressed content, so that gzip's time stamp does not count."""
-    digest = hashlib.sha256()
-    for file in files:
-        content = hashlib.sha256()
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            while chunk := lines.read(_CHUNK_BYTES):
-                content.update(chunk)
-        digest.update(f"{file.parent.name}:{content.hexdigest()}\n".encode())
-    return digest.hexdigest()
+    return to_train, part(data.skills, tuple(query for query in data.queries if data.golds[query.id] <= held))

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from skillserve.config import TrainSettings
+from skillserve.config import TrainSettings, window
 from skillserve_training.dataset import TrainingData
 from skillserve_training.evaluate import Embedder
 from skillserve_training.lists import Listing
@@ -43,7 +43,8 @@ class FirstStage:
     def negatives(self, golds: Sequence[frozenset[int]], settings: TrainSettings) -> list[list[int]]:
         """Per request, the wrong skills within the settings' ranks, hardest first."""
         found = []
+        first, last = window(settings.ranks)
         for request, fitting in zip(self.requests, golds, strict=True):
-            order = np.argsort(-(self.skills @ request), kind="stable")[: settings.last_rank]
-            found.append([skill for skill in order[settings.first_rank - 1 :].tolist() if skill not in fitting])
+            order = np.argsort(-(self.skills @ request), kind="stable")[:last]
+            found.append([skill for skill in order[first - 1 :].tolist() if skill not in fitting])
         return found

@@ -44,6 +44,12 @@ def summarise(
         "seconds": course.seconds,
         "first_loss": course.first_loss,
         "final_loss": course.final_loss,
+        "parts": {
+            "origin": to_train.origin,
+            "cut": to_train.cut,
+            "trained_on": to_train.part_digest,
+            "chosen_on": to_choose.part_digest,
+        },
         "num_queries": len(to_train.queries),
         "num_skills": len(to_train.skills),
         "num_holdout_queries": len(to_choose.queries),

@@ -20,6 +20,7 @@ from skillserve_client.bundle import Bundle, live_version, open_bundle, publish
 from skillserve_client.corpus import Corpus
 from skillserve_client.index import FlatIndex
 from skillserve_client.manifest import (
+    CALIBRATION_FILE,
     CURRENT,
     EMBEDDER_CARD,
     EMBEDDER_TOKENIZER,
@@ -55,6 +56,8 @@ class Built:
     quality: Quality | None
     current: bool
     """The live bundle already was this one; nothing was written."""
+    calibrated: bool
+    """It can abstain: its predecessor's calibration is of the same catalogue and models, and went along."""
 
 
 def build_bundle(
@@ -81,8 +84,11 @@ def build_bundle(
     judged = read_judged(queries, qrels) if queries else None
     sources = read_sources(index.models, triton)
     digest = catalogue_digest(skills)
-    if not force and (live := _live(index.bundles)) is not None and _is_current(live, digest, sources, judged):
-        return Built(manifest=live.manifest, quality=live.quality, current=True)
+    live = _live(index.bundles)
+    if not force and live is not None and _is_current(live, digest, sources, judged):
+        return Built(
+            manifest=live.manifest, quality=live.quality, current=True, calibrated=live.calibration is not None
+        )
 
     corpus = _corpus(skills, sources, triton)
     quality = measure(corpus, judged, triton, search or SearchSettings(), progress) if judged else None
@@ -92,6 +98,7 @@ def build_bundle(
         files |= {RERANKER_CARD: sources["reranker"].card_json, RERANKER_TOKENIZER: sources["reranker"].tokenizer_json}
     if quality is not None:
         files[QUALITY_FILE] = (quality.model_dump_json(indent=2) + "\n").encode()
+    files |= _calibration(live, digest, sources)
     require_unchanged(sources, triton)
     with locked(index.bundles):
         if not force and (live_now := live_version(index.bundles)) != live_before:
@@ -113,7 +120,7 @@ def build_bundle(
             },
         )
         remove_old(index.bundles, keep=index.keep, always=frozenset({manifest.version, manifest.parent}))
-    return Built(manifest=manifest, quality=quality, current=False)
+    return Built(manifest=manifest, quality=quality, current=False, calibrated=CALIBRATION_FILE in files)
 
 
 def _corpus(skills: Sequence[Skill], sources: dict[Role, Source], triton: Inference) -> Corpus:
@@ -167,6 +174,21 @@ def _live(root: Path) -> Bundle | None:
     except BundleError as error:
         talk(f"The live bundle cannot be used and is built anew: {error.subject}: {error.got}.")
         return None
+
+
+def _calibration(live: Bundle | None, digest: str, sources: dict[Role, Source]) -> dict[str, bytes]:
+    """The live bundle's calibration, where it holds for the new one too; if it does not, that is said."""
+    if live is None or live.calibration is None:
+        return {}
+    same_models = live.digests == {role: source.card.digest for role, source in sources.items()}
+    if same_models and live.manifest.catalogue_digest == digest:
+        return {CALIBRATION_FILE: (live.calibration.model_dump_json(indent=2) + "\n").encode()}
+    changed = "catalogue" if same_models else "models"
+    talk(
+        f"The calibration of the live bundle is dropped, for the {changed} changed: searches of the new one do not "
+        "abstain. Calibrate again: skillserve calibrate --requests FILE --none FILE"
+    )
+    return {}
 
 
 def _is_current(live: Bundle, digest: str, sources: dict[Role, Source], judged: Judged | None) -> bool:

@@ -25,9 +25,11 @@ from skillserve.framing import RerankerTokens
 from skillserve.publish import published_folder, write_text
 from skillserve.tensors import Role
 from skillserve.text import TEXT_FORMAT
+from skillserve_client.calibration import Calibration
 from skillserve_client.corpus import Corpus
 from skillserve_client.index import FlatIndex
 from skillserve_client.manifest import (
+    CALIBRATION_FILE,
     CURRENT,
     EMBEDDER_CARD,
     EMBEDDER_TOKENIZER,
@@ -48,7 +50,7 @@ from skillserve_client.manifest import (
 from skillserve_client.table import SkillTable
 from skillserve_client.tokens import embedder_tokens, reranker_tokens
 
-__all__ = ["Bundle", "live_version", "open_bundle", "publish"]
+__all__ = ["Bundle", "live_version", "open_bundle", "publish", "read_files"]
 
 _REBUILD = "Build it again: skillserve index CATALOGUE --force"
 
@@ -61,6 +63,7 @@ class Bundle:
     manifest: Manifest
     corpus: Corpus
     quality: Quality | None
+    calibration: Calibration | None
 
     @property
     def version(self) -> str:
@@ -126,6 +129,11 @@ def publish(
             fix="The bundle that was live still is. Make room, then run the same command again.",
         ) from error
     return manifest
+
+
+def read_files(bundle: Bundle) -> dict[str, bytes]:
+    """Every file of an opened bundle as it stands on disk, verified again; raises BundleError."""
+    return {name: _read_verified(bundle.folder / name, entry) for name, entry in bundle.manifest.files.items()}
 
 
 def live_version(root: Path) -> str | None:
@@ -221,13 +229,16 @@ def _assemble(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -
             quality = Quality.model_validate_json(contents[QUALITY_FILE])
         except ValidationError as error:
             raise _damaged(folder / QUALITY_FILE, str(error.errors()[0]["msg"]), "a measurement") from error
+    calibration: Calibration | None = None
+    if CALIBRATION_FILE in contents:
+        calibration = _read_calibration(folder / CALIBRATION_FILE, contents[CALIBRATION_FILE], manifest)
     corpus = Corpus(
         index=index,
         skills=skills,
         embedder=embedder_tokens(embedder, contents[EMBEDDER_TOKENIZER]),
         reranker=reranker,
     )
-    return Bundle(folder=folder, manifest=manifest, corpus=corpus, quality=quality)
+    return Bundle(folder=folder, manifest=manifest, corpus=corpus, quality=quality, calibration=calibration)
 
 
 def _read_card(path: Path, content: bytes, role: Role, manifest: Manifest) -> ModelCard:
@@ -239,6 +250,22 @@ def _read_card(path: Path, content: bytes, role: Role, manifest: Manifest) -> Mo
     if card.role != role or card.digest != wanted:
         raise _damaged(path, f"{card.role} {card.short_digest}", f"{role} {wanted[:12]}, as the manifest says")
     return card
+
+
+def _read_calibration(path: Path, content: bytes, manifest: Manifest) -> Calibration:
+    try:
+        calibration = Calibration.model_validate_json(content)
+    except ValidationError as error:
+        raise _damaged(path, str(error.errors()[0]["msg"]), "a calibration of schema version 1") from error
+    if calibration.catalogue_digest != manifest.catalogue_digest:
+        raise _damaged(
+            path, f"a calibration of catalogue {calibration.catalogue_digest[:12]}", manifest.catalogue_digest[:12]
+        )
+    for role, entry in manifest.models.items():
+        if calibration.models.get(role) != entry.digest:
+            found = calibration.models.get(role, "no such model")[:13]
+            raise _damaged(path, f"a calibration with {role} {found}", f"{role} {entry.digest[:12]}")
+    return calibration
 
 
 def _read(path: Path) -> bytes:

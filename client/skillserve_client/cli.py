@@ -76,6 +76,8 @@ def search(
     requests = _requests(query, file)
     if run_out:
         require_writable(run_out)
+        # A ranking is evaluated as a ranking: an abstained answer would have none.
+        settings = settings.model_copy(update={"search": settings.search.model_copy(update={"abstain": False})})
     run: dict[str, dict[str, float]] = {}
     for request, answer in _answers(requests, settings):
         if run_out:
@@ -131,6 +133,7 @@ def _show_built(built: Built, root: Path, *, as_json: bool) -> None:
             "dim": manifest.dim,
             "digests": {role: entry.digest for role, entry in manifest.models.items()},
             "quality": built.quality.model_dump() if built.quality else None,
+            "calibrated": built.calibrated,
         }
         print_json(result)
         return
@@ -154,9 +157,12 @@ def _show_built(built: Built, root: Path, *, as_json: bool) -> None:
 def _show_answer(request: Query, answer: Answer, *, titled: bool) -> None:
     if titled:
         out.print(f"\n{request.id}: {request.text[:100]}", markup=False)
-    table = Table("rank", "name", "score", "similarity", "id", box=None)
-    for hit in answer.hits:
-        cells = (str(hit.rank), hit.name, f"{hit.score:.3f}", f"{hit.similarity:.3f}", hit.skill_id)
+    if answer.status == "abstained":
+        out.print("no skill fits; nearest misses:")
+    table = Table("rank", "name", "score", "similarity", "probability", "id", box=None)
+    for hit in answer.hits or answer.near_misses:
+        probability = "" if hit.probability is None else f"{hit.probability:.3f}"
+        cells = (str(hit.rank), hit.name, f"{hit.score:.3f}", f"{hit.similarity:.3f}", probability, hit.skill_id)
         table.add_row(*(Text(cell) for cell in cells))
     out.print(table)
     timings = " · ".join(f"{stage} {value:.1f}" for stage, value in answer.timings_ms.items())

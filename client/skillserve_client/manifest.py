@@ -15,6 +15,7 @@ from skillserve.records import Skill
 from skillserve.tensors import Role
 
 __all__ = [
+    "CALIBRATION_FILE",
     "CURRENT",
     "EMBEDDER_CARD",
     "EMBEDDER_TOKENIZER",
@@ -31,6 +32,9 @@ __all__ = [
     "ModelEntry",
     "Pointer",
     "Quality",
+    "Record",
+    "Sha256",
+    "Version",
     "catalogue_digest",
 ]
 
@@ -41,29 +45,32 @@ MANIFEST_FILE = "manifest.json"
 SKILLS_FILE = "skills.parquet"
 INDEX_FILE = "index.faiss"
 QUALITY_FILE = "quality.json"
+CALIBRATION_FILE = "calibration.json"
 EMBEDDER_CARD = "embedder.card.json"
 EMBEDDER_TOKENIZER = "embedder.tokenizer.json"
 RERANKER_CARD = "reranker.card.json"
 RERANKER_TOKENIZER = "reranker.tokenizer.json"
 REQUIRED_FILES = frozenset({SKILLS_FILE, INDEX_FILE, EMBEDDER_CARD, EMBEDDER_TOKENIZER})
-OPTIONAL_FILES = frozenset({RERANKER_CARD, RERANKER_TOKENIZER, QUALITY_FILE})
+OPTIONAL_FILES = frozenset({RERANKER_CARD, RERANKER_TOKENIZER, QUALITY_FILE, CALIBRATION_FILE})
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,99}$")]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Base of all that a bundle writes down: frozen, and nothing unknown in it."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class FileEntry(_Record):
+class FileEntry(Record):
     """One file of the bundle."""
 
     sha256: Sha256
     size_bytes: int = Field(ge=0)
 
 
-class ModelEntry(_Record):
+class ModelEntry(Record):
     """The model that a part of the bundle was made with."""
 
     digest: Sha256
@@ -71,7 +78,7 @@ class ModelEntry(_Record):
     """Model version on the server that built the bundle, for the record; the digest decides."""
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Everything that must hold before a bundle is used."""
 
     schema_version: Literal[1] = 1
@@ -90,7 +97,7 @@ class Manifest(_Record):
     files: dict[str, FileEntry]
 
 
-class Pointer(_Record):
+class Pointer(Record):
     """The content of CURRENT."""
 
     version: Version
@@ -109,7 +116,7 @@ class Pointer(_Record):
         return f"{self.version} {self.manifest_sha256}\n"
 
 
-class Quality(_Record):
+class Quality(Record):
     """How well a bundle answered requests with known answers, measured before it was published."""
 
     schema_version: Literal[1] = 1

@@ -1,6 +1,6 @@
 """The two-stage search as one plan, without input or output.
 
-    query → token ids → embed → candidates from the index → pairs → rerank → hits
+    query → token ids → embed → candidates from the index → pairs → rerank → probability → hits, or abstained
 
 The plan is a generator. It yields `Step`s (sequences to be inferred), is sent arrays or has the server's error
 thrown into it, and returns the `Answer`. Every decision is made here, once, for the blocking and the asyncio
@@ -22,7 +22,9 @@ from skillserve.errors import DeadlineExceeded, RepositoryError, ServerError, Sk
 from skillserve.framing import CutText
 from skillserve.records import Answer, Hit
 from skillserve.tensors import Ids, Role
+from skillserve_client.abstention import Verdict, judge
 from skillserve_client.bundle import Bundle
+from skillserve_client.calibration import NUM_BACKGROUND
 from skillserve_client.wire import Floats
 
 __all__ = ["DEFAULT_DEPTH", "FAILURES", "Plan", "Step", "choose_depth", "order_reranked", "plan_search", "proceed"]
@@ -88,11 +90,11 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
         raise (error if deadline is None else _too_late("embedding the request", error.got)) from error
     watch.lap("embed")
 
-    found = corpus.index.search(vectors, max(settings.candidates, settings.top_k, depth))
+    found = corpus.index.search(vectors, max(settings.candidates, settings.top_k, depth, NUM_BACKGROUND))
     similarities, rows = found[0][0], found[1][0]
     watch.lap("candidates")
 
-    status: Literal["ok", "degraded"] = "ok"
+    status: Literal["ok", "degraded", "abstained"] = "ok"
     scores = np.empty(0, np.float32)
     if pair_side is not None:
         try:
@@ -106,9 +108,16 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
         watch.lap("rerank")
     reranked = len(scores) > 0
     took_part: tuple[Role, ...] = ("embedder", "reranker") if reranked else ("embedder",)
+    verdict = judge(bundle, scores, similarities, abstain=settings.abstain)
+    notes += verdict.notes
+    hits = _hits(bundle, rows, similarities, scores, verdict, settings.top_k)
+    if verdict.abstains:
+        status = "abstained"
     return Answer(
         status=status,
-        hits=_hits(bundle, rows, similarities, scores, settings.top_k),
+        hits=() if verdict.abstains else hits,
+        near_misses=hits if verdict.abstains else (),
+        probability=verdict.probability,
         reranked=reranked,
         notes=tuple(notes),
         bundle=bundle.version,
@@ -157,21 +166,24 @@ class _Stopwatch:
 
 
 def _hits(
-    bundle: Bundle, rows: npt.NDArray[np.int64], similarities: Floats, scores: Floats, top_k: int
+    bundle: Bundle, rows: npt.NDArray[np.int64], similarities: Floats, scores: Floats, verdict: Verdict, top_k: int
 ) -> tuple[Hit, ...]:
-    hits = []
+    hits: list[Hit] = []
     for rank, place in enumerate(order_reranked(scores, len(rows))[:top_k].tolist(), 1):
         skill_id, name, description = bundle.corpus.skills.heading(int(rows[place]))
         reranked = place < len(scores)
+        score = float(scores[place] if reranked else similarities[place])
         hits.append(
             Hit(
                 rank=rank,
                 skill_id=skill_id,
                 name=name,
                 description=description,
-                score=float(scores[place] if reranked else similarities[place]),
+                score=score,
                 similarity=float(similarities[place]),
                 reranked=reranked,
+                # A reranked answer ends in hits that were not: their similarities are no final scores.
+                probability=verdict.of_hit(score) if reranked == (len(scores) > 0) else None,
             )
         )
     return tuple(hits)

@@ -63,6 +63,11 @@ COMMANDS: dict[str, Command] = {
         "skillserve_client.cli:index", "client", "Build a bundle from a catalogue through a running server."
     ),
     "search": Command("skillserve_client.cli:search", "client", "Find skills for a request."),
+    "calibrate": Command(
+        "skillserve_client.cli_calibrate:calibrate",
+        "calibrate",
+        "Teach the live bundle when to abstain, or measure how well it does.",
+    ),
     "bench": Command("skillserve_bench.cli:app", "bench", "Measure quality and speed against independent baselines."),
 }
 

@@ -25,6 +25,7 @@ from skillserve.errors import ConfigError
 
 __all__ = [
     "BenchSettings",
+    "CalibrateSettings",
     "ClientSettings",
     "EvaluateSettings",
     "ExportSettings",
@@ -108,6 +109,10 @@ class SearchSettings(_Section):
         gt=0,
         description="answer by then, without reranking if need be, or fail; not set: no deadline",
     )
+    abstain: bool = Field(
+        default=True,
+        description="give no hits where probably no skill fits; needs a calibrated bundle (`skillserve calibrate`)",
+    )
 
 
 class IndexSettings(_Section):
@@ -121,6 +126,33 @@ class IndexSettings(_Section):
     keep: int = Field(
         5, ge=1, description="newest bundles that are kept; the live one and the one before it always are"
     )
+
+
+class CalibrateSettings(_Section):
+    """From scores to probabilities, and the threshold below which a search abstains."""
+
+    none_share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="assumed share of requests that no skill fits; probabilities depend on it, the threshold does not",
+    )
+    left_out_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of their weight carried by answerable requests whose own skills were left out; in a large "
+        "catalogue others fit those, and probabilities become too low",
+    )
+    false_injection: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="most requests that no skill fits, as a share of them, that may get hits all the same",
+    )
+    num_folds: int = Field(5, ge=2, description="folds of the cross-validation")
+    num_resamples: int = Field(1_000, ge=100, description="bootstrap resamples behind the intervals of --check")
+    seed: int = Field(13, ge=0, description="seed of folds and resamples")
 
 
 class ExportSettings(_Section):
@@ -331,6 +363,7 @@ class Settings(_Section):
     client: ClientSettings = ClientSettings()
     search: SearchSettings = SearchSettings()
     index: IndexSettings = IndexSettings()
+    calibrate: CalibrateSettings = CalibrateSettings()
     export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()
     train: TrainSettings = TrainSettings()

@@ -66,8 +66,11 @@ def _parameter(section: str, name: str) -> Parameter:
     field = type(getattr(Settings(), section)).model_fields[name]
     default = "" if field.default is None else f" [default: {field.default}]"
     variable = f"{ENV_PREFIX}{section}_{name}".upper()
+    flag = name.replace("_", "-")
     option = typer.Option(
-        f"--{name.replace('_', '-')}", help=f"{field.description}{default} [env: {variable}]", show_default=False
+        f"--{flag}/--no-{flag}" if field.annotation is bool else f"--{flag}",
+        help=f"{field.description}{default} [env: {variable}]",
+        show_default=False,
     )
     # Lists are written as one word, `256,128`; the field itself takes it apart.
     kind: Any = str if get_origin(field.annotation) is tuple else field.annotation

@@ -55,24 +55,32 @@ class Hit:
     """Inner product of the query's and the skill's embedding, in [-1, 1] for unit vectors."""
     reranked: bool = False
     """Scores compare only among hits of one kind; in an answer the reranked ones stand first."""
+    probability: float | None = None
+    """Probability that this skill fits; None without a calibration for this kind of hit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """The result of one search, complete enough to be reproduced."""
 
-    status: Literal["ok", "degraded"]
-    """`degraded`: the deadline or a failing reranker left the order of the first stage."""
+    status: Literal["ok", "degraded", "abstained"]
+    """`degraded`: the deadline or a failing reranker left the order of the first stage. `abstained`: probably no
+    skill fits, whichever stage found that out; there are no hits, and the request belongs to whatever handles
+    requests without a skill."""
     hits: tuple[Hit, ...]
     reranked: bool
     notes: tuple[str, ...]
-    """What the reader should know: truncation, why nothing was reranked, why the answer is degraded."""
+    """What the reader should know: truncation, why nothing was reranked, why the answer is degraded or abstained."""
     bundle: str
     """Version of the bundle that answered."""
     digests: Mapping[str, str]
     """Role → digest of the model that took part."""
     timings_ms: Mapping[str, float]
     """Stage → milliseconds: `tokenise`, `embed`, `candidates`, `rerank`, `total`."""
+    probability: float | None = None
+    """Probability that some skill of the catalogue fits; None without a calibration for this search."""
+    near_misses: tuple[Hit, ...] = ()
+    """What the hits of an abstained answer would have been: to look at, not to use."""
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as `--json` prints it."""

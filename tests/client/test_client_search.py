@@ -66,6 +66,10 @@ def ids(answer: Answer) -> list[str]:
     return [hit.skill_id for hit in answer.hits]
 
 
+UNCALIBRATED = ("cannot abstain: this bundle is not calibrated (skillserve calibrate)",)
+QUIET = SearchSettings(abstain=False)
+
+
 def error(kind: type[SkillserveError]) -> SkillserveError:
     """Any error of this kind."""
     return kind("server at x", got="words", wanted="others", fix="Wait.")
@@ -75,7 +79,8 @@ def test_a_request_finds_its_skill_and_the_answer_says_how(search: Search, bundl
     answer = search("merge pdf")
     assert answer.status == "ok"
     assert answer.reranked
-    assert answer.notes == ()
+    assert answer.notes == UNCALIBRATED
+    assert answer.probability is None
     assert ids(answer)[0] == "pdf"
     assert [hit.rank for hit in answer.hits] == [1, 2, 3, 4, 5]
     assert [hit.score for hit in answer.hits] == sorted((hit.score for hit in answer.hits), reverse=True)
@@ -134,7 +139,7 @@ def test_a_blank_request_is_refused_before_the_server_is_asked(query: str, searc
 
 
 def test_a_long_request_is_answered_with_a_note_for_each_model(search: Search) -> None:
-    answer = search("resize images " * 10_000)
+    answer = search("resize images " * 10_000, settings=QUIET)
     assert len(answer.notes) == 2
     assert all("24 tokens" in note and "were cut" in note for note in answer.notes)
     assert search("image " * 30).notes[0].endswith("read its first 24 tokens, 6 were cut")
@@ -229,9 +234,9 @@ def test_a_bundle_without_a_reranker_answers_with_a_note(world: IndexSettings, c
     (world.models / "skill_reranker" / "card.json").unlink()
     build_bundle(catalogue, fake, index=world)
     bundle = open_bundle(world.bundles)
-    answer = Searcher(bundle, fake).search("merge pdf")
+    answer = Searcher(bundle, fake, QUIET).search("merge pdf")
     assert (answer.status, answer.reranked, len(answer.notes)) == ("ok", False, 1)
-    assert Searcher(bundle, fake, SearchSettings(rerank_depth=0)).search("merge pdf").notes == ()
+    assert Searcher(bundle, fake, SearchSettings(rerank_depth=0)).search("merge pdf").notes == UNCALIBRATED
 
 
 def test_the_plan_needs_nobody_but_its_caller(bundles: Path, computed: Callable[[Any, Sequence[Any]], Any]) -> None:

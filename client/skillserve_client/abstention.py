@@ -1,0 +1,54 @@
+"""What a bundle's calibration says of one search: its probability, and whether to abstain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from skillserve_client.bundle import Bundle
+from skillserve_client.calibration import EMBED_DEPTH, Curve, StageName, describe
+from skillserve_client.wire import Floats
+
+__all__ = ["Verdict", "judge"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The calibration's word on one search, or that it has none."""
+
+    probability: float | None = None
+    abstains: bool = False
+    notes: tuple[str, ...] = ()
+    hit: Curve | None = None
+
+    def of_hit(self, score: float) -> float | None:
+        """Probability that a hit with this score fits."""
+        return None if self.hit is None else float(self.hit.probabilities({"score": score}))
+
+
+def judge(bundle: Bundle, scores: Floats, similarities: Floats, *, abstain: bool) -> Verdict:
+    """Judge a search by the stage that it ended in: reranked if there are `scores`, else embed-only.
+
+    Without a calibration, or at another rerank depth than the calibrated one, there is no probability; whoever
+    wants answers to abstain is told why they do not.
+    """
+    if bundle.calibration is None:
+        return _unsure("this bundle is not calibrated (skillserve calibrate)", abstain=abstain)
+    stage_name: StageName = "rerank" if len(scores) else "embed"
+    stage = bundle.calibration.stages[stage_name]
+    considered = scores if len(scores) else similarities[:EMBED_DEPTH]
+    if len(considered) != min(stage.depth, bundle.manifest.num_skills):
+        return _unsure(f"calibrated for {stage.depth} reranked candidates, not {len(considered)}", abstain=abstain)
+    features = describe(considered, similarities)
+    probability = float(stage.request.probabilities(features))
+    fits = probability >= stage.threshold
+    said = f"probability {probability:.3f} that a skill fits, the threshold is {stage.threshold:.3f}"
+    return Verdict(
+        probability=probability,
+        abstains=abstain and not fits,
+        notes=(f"abstained: {said}; --no-abstain gives the hits",) if abstain and not fits else (),
+        hit=stage.hit,
+    )
+
+
+def _unsure(why: str, *, abstain: bool) -> Verdict:
+    return Verdict(notes=(f"cannot abstain: {why}",) if abstain else ())

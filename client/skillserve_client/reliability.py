@@ -1,0 +1,121 @@
+"""How good probabilities are, and what thresholds on them do: small functions of arrays, in numpy alone.
+
+Shape legend: S samples with probabilities p, labels y and weights w.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from skillserve_client.calibration import Doubles, Fit, Point
+
+__all__ = [
+    "brier",
+    "ece",
+    "fit_of",
+    "least_none",
+    "log_losses",
+    "point_at",
+    "points_along",
+    "reliability",
+    "threshold_for",
+]
+
+Bools = npt.NDArray[np.bool_]
+
+NUM_BINS = 10
+_NUM_POINTS = 100
+_LEAST = 1e-12
+"""Lowest probability that the log loss tells apart; a logistic function in float64 reaches 0 and 1."""
+
+
+def log_losses(p: Doubles, y: Bools) -> Doubles:
+    """-ln of the probability that was given to what happened, `[S]`."""
+    given = np.clip(np.where(y, p, 1 - p), _LEAST, 1.0)
+    return np.asarray(-np.log(given), np.float64)
+
+
+def brier(p: Doubles, y: Bools, w: Doubles) -> float:
+    """Weighted mean of (p - y)² (Brier 1950)."""
+    return float(np.average((p - y) ** 2, weights=w))
+
+
+def reliability(p: Doubles, y: Bools, w: Doubles, num_bins: int = NUM_BINS) -> list[tuple[float, float, float]]:
+    """Bins of equal weight along p: share of the weight, mean probability, share of y = 1; empty bins are left out.
+
+    A sample belongs to the bin in which the middle of its weight falls, after sorting by p.
+    """
+    order = np.argsort(p, kind="stable")
+    p, y, w = p[order], y[order], w[order] / w.sum()
+    bins = np.minimum((num_bins * (np.cumsum(w) - w / 2)).astype(int), num_bins - 1)
+    found = []
+    for each in np.unique(bins):
+        inside = bins == each
+        weights = w[inside]
+        found.append(
+            (
+                float(weights.sum()),
+                float(np.average(p[inside], weights=weights)),
+                float(np.average(y[inside], weights=weights)),
+            )
+        )
+    return found
+
+
+def ece(p: Doubles, y: Bools, w: Doubles) -> float:
+    """Expected calibration error: Σ share of a bin · |mean probability - share of y = 1|, 10 bins of equal weight.
+
+    Naeini et al. 2015, with bins of equal mass instead of equal width (Nixon et al. 2019), which a crowd near 0 or 1
+    cannot empty. It is biased upwards for few samples: perfect probabilities do not measure 0.
+    """
+    return float(sum(share * abs(mean - rate) for share, mean, rate in reliability(p, y, w)))
+
+
+def fit_of(p: Doubles, y: Bools, w: Doubles) -> Fit:
+    """All three figures."""
+    return Fit(
+        log_loss=float(np.average(log_losses(p, y), weights=w)), brier=brier(p, y, w), ece=min(ece(p, y, w), 1.0)
+    )
+
+
+def least_none(false_injection: float) -> int:
+    """Fewest requests that nothing fits from which a threshold for this false injection can be chosen."""
+    return math.ceil(1 / false_injection - 1 - 1e-9)
+
+
+def threshold_for(p_none: Doubles, false_injection: float) -> float:
+    """The lowest threshold at which a new request that nothing fits is answered with at most this probability.
+
+    With n such requests it stands just above the j-th highest probability, j = ⌊false_injection · (n + 1)⌋: a new one
+    from the same source ranks above it with probability at most j / (n + 1) (split conformal prediction, Vovk et al.
+    2005). Raises ValueError for fewer than `least_none`.
+    """
+    j = math.floor(false_injection * (len(p_none) + 1) + 1e-9)
+    if j < 1:
+        raise ValueError(f"{len(p_none)} requests are too few for a false injection of {false_injection}")
+    return float(np.nextafter(np.sort(p_none)[-j], 2.0))
+
+
+def point_at(threshold: float, p: Doubles, y: Bools, top_fits: Bools, none_share: float) -> Point:
+    """What a threshold does to requests `[S]`, at the assumed share of those that nothing fits."""
+    answered = p >= threshold
+    injected, kept = float(answered[~y].mean()), float(answered[y].mean())
+    right = float((answered & top_fits)[y].mean())
+    coverage = none_share * injected + (1 - none_share) * kept
+    wrong = coverage - (1 - none_share) * right
+    return Point(
+        threshold=threshold,
+        coverage=coverage,
+        risk=max(wrong, 0.0) / coverage if coverage else 0.0,
+        injected=injected,
+        lost=1 - kept,
+    )
+
+
+def points_along(p: Doubles, y: Bools, top_fits: Bools, none_share: float) -> tuple[Point, ...]:
+    """The risk-coverage curve, at 0 and at quantiles of the probabilities, by rising threshold."""
+    thresholds = np.unique(np.concatenate([[0.0], np.quantile(p, np.linspace(0, 1, _NUM_POINTS), method="higher")]))
+    return tuple(point_at(float(threshold), p, y, top_fits, none_share) for threshold in thresholds)

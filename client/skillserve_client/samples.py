@@ -1,0 +1,207 @@
+"""What a bundle's two stages say of requests whose outcome is known: the material of every calibration.
+
+Each answerable request is scored once and gives two samples: as it is, and with its own skills left out, when the
+candidates behind them move up and (as far as anybody has judged) nothing fits. The reranker is therefore asked
+about as many more candidates as the request has skills. Requests that nothing fits give one sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from skillserve.console import Bar
+from skillserve.errors import RequestRejected
+from skillserve.tensors import Ids
+from skillserve_client.bundle import Bundle
+from skillserve_client.calibration import NUM_BACKGROUND, Doubles, Feature, StageName, describe
+from skillserve_client.wire import Floats, Inference
+
+__all__ = ["Asked", "Outcome", "Samples", "Scored", "Weights", "sample", "score_requests"]
+
+Bools = npt.NDArray[np.bool_]
+Outcome = Literal["answerable", "none", "left out"]
+Progress = Callable[[str, int], AbstractContextManager[Bar]]
+
+_QUERIES_AT_ONCE = 32
+"""Requests whose pairs are in memory together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request and the skills of the catalogue that fit it, none of them if it is one that nothing fits."""
+
+    text: str
+    golds: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """The candidates of one request, in the order of the index: N with similarities, the first M also reranked."""
+
+    fits: Bools
+    """`[N]`: is this candidate one of the request's skills?"""
+    similarities: Floats
+    scores: Floats
+    """`[M]`, final scores; empty without a reranker."""
+    num_golds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """How much each kind of sample counts."""
+
+    none_share: float
+    """Share of the weight that lies on samples that nothing fits."""
+    left_out_share: float
+    """Share of that which lies on those whose skills were left out."""
+
+    def of(self, outcomes: Sequence[Outcome]) -> Doubles:
+        """Weights with mean 1. Where a kind of sample is absent, its share goes to the others of its label."""
+        kinds = np.asarray(outcomes)
+        left_out_share = self.left_out_share if (kinds == "left out").any() else 0.0
+        shares = {
+            "answerable": 1 - self.none_share,
+            "none": self.none_share * (1 - left_out_share),
+            "left out": self.none_share * left_out_share,
+        }
+        weights = np.zeros(len(kinds))
+        for kind, share in shares.items():
+            of_kind = kinds == kind
+            weights[of_kind] = share / max(of_kind.sum(), 1)
+        return np.asarray(weights * len(kinds) / weights.sum(), np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """One stage's samples: S of requests, H of hits; `groups` tie together what comes from one request."""
+
+    features: dict[Feature, Doubles]
+    """Each `[S]`."""
+    outcomes: tuple[Outcome, ...]
+    groups: npt.NDArray[np.int64]
+    top_fits: Bools
+    """`[S]`: is the first hit one of the request's skills?"""
+    hit_scores: Doubles
+    """`[H]`: of answerable requests, as they are, and of those that nothing fits."""
+    hit_fits: Bools
+    hit_owners: npt.NDArray[np.int64]
+    """`[H]`: which of the S samples a hit belongs to."""
+
+    @property
+    def labels(self) -> Bools:
+        """`[S]`: does some skill of the pool fit?"""
+        return np.array([outcome == "answerable" for outcome in self.outcomes])
+
+    def where(self, *outcomes: Outcome) -> Bools:
+        """`[S]`: samples of these kinds."""
+        return np.isin(np.asarray(self.outcomes), outcomes)
+
+
+def sample(scored: Sequence[Scored], stage: StageName, depth: int) -> Samples:
+    """The samples of one stage, whose features look at `depth` candidates."""
+    rows: list[dict[Feature, float]] = []
+    outcomes: list[Outcome] = []
+    groups: list[int] = []
+    top_fits: list[bool] = []
+    hits: list[tuple[Doubles, Bools]] = []
+    owners: list[int] = []
+    for group, request in enumerate(scored):
+        outcome: Outcome = "answerable" if request.num_golds else "none"
+        pools = [(outcome, np.arange(len(request.fits)))]
+        if request.num_golds:
+            pools.append(("left out", np.flatnonzero(~request.fits)))
+        scores = request.scores if stage == "rerank" else request.similarities
+        for kind, pool in pools:
+            considered = pool[:depth]
+            if not len(considered):
+                continue  # the catalogue holds no other skill
+            found = scores[considered]
+            rows.append(describe(found, request.similarities[pool]))
+            top_fits.append(bool(request.fits[considered[np.argmax(found)]]))
+            if kind != "left out":
+                hits.append((found.astype(np.float64), request.fits[considered]))
+                owners += [len(outcomes)] * len(considered)
+            outcomes.append(kind)
+            groups.append(group)
+    return Samples(
+        features={name: np.array([row[name] for row in rows]) for name in rows[0]},
+        outcomes=tuple(outcomes),
+        groups=np.array(groups),
+        top_fits=np.array(top_fits),
+        hit_scores=np.concatenate([found for found, _ in hits]),
+        hit_fits=np.concatenate([fits for _, fits in hits]),
+        hit_owners=np.array(owners),
+    )
+
+
+def score_requests(
+    bundle: Bundle, asked: Sequence[Asked], triton: Inference, depth: int, progress: Progress
+) -> list[Scored]:
+    """Ask both models about every request, against the bundle's whole catalogue; `depth` 0 leaves the reranker out.
+
+    Raises QueryError for a blank request, ServerError, BundleError if the server changed to another model, and
+    RequestRejected for scores that are no numbers.
+    """
+    corpus, texts = bundle.corpus, [request.text for request in asked]
+    sequences = [read.ids for read in corpus.embedder.queries(texts)]
+    with progress("embedding requests", len(texts)) as bar:
+        vectors = triton.infer("embedder", sequences, progress=bar.advance, digest=bundle.digests["embedder"])
+    most = max(depth, NUM_BACKGROUND) + max(len(request.golds) for request in asked)
+    similarities, rows = corpus.index.search(_finite(vectors, "embeddings"), most)
+    reranked = [rows[i, : depth + len(request.golds)] if depth else rows[i, :0] for i, request in enumerate(asked)]
+    scores: Iterable[Floats] = [np.empty(0, np.float32)] * len(asked)
+    if depth:
+        scores = _reranked(bundle, texts, reranked, similarities, triton, progress)
+    ids = np.array(corpus.skills.ids(), dtype=object)
+    return [
+        Scored(
+            fits=np.array([skill in request.golds for skill in ids[rows[i]]]),
+            similarities=similarities[i],
+            scores=found,
+            num_golds=len(request.golds),
+        )
+        for i, (request, found) in enumerate(zip(asked, scores, strict=True))
+    ]
+
+
+def _reranked(
+    bundle: Bundle,
+    texts: Sequence[str],
+    tops: Sequence[npt.NDArray[np.int64]],
+    similarities: Floats,
+    triton: Inference,
+    progress: Progress,
+) -> list[Floats]:
+    corpus = bundle.corpus
+    if corpus.reranker is None:
+        raise ValueError("this bundle has no reranker")
+    reads = corpus.reranker.queries(texts)
+    scores: list[Floats] = []
+    with progress("reranking candidates", sum(map(len, tops))) as bar:
+        for start in range(0, len(texts), _QUERIES_AT_ONCE):
+            part = range(start, min(start + _QUERIES_AT_ONCE, len(texts)))
+            pairs: list[Ids] = [pair for i in part for pair in corpus.pairs(reads[i].ids, tops[i].tolist())]
+            logits = triton.infer("reranker", pairs, progress=bar.advance, digest=bundle.digests["reranker"])
+            parts = np.split(_finite(logits, "scores"), np.cumsum([len(tops[i]) for i in part])[:-1])
+            scores += [
+                corpus.final_scores(found, similarities[i, : len(found)]) for i, found in zip(part, parts, strict=True)
+            ]
+    return scores
+
+
+def _finite(rows: Floats, what: str) -> Floats:
+    bad = int((~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)).sum())
+    if bad:
+        raise RequestRejected(
+            f"{what} from the server",
+            got=f"no finite number in {bad} of {len(rows)}",
+            wanted="finite numbers",
+            fix="Nothing was published. Check the exported graph: skillserve verify",
+        )
+    return rows

@@ -39,7 +39,7 @@ class ServedSystem:
     def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
         """The first `depth` hits of each query; scores only tell the rank, since the stages' scales differ.
 
-        Raises BundleError if the bundle holds other skills, ServerError if the server fails or an answer is degraded.
+        Raises BundleError if the bundle holds other skills, ServerError if the server fails or an answer is not whole.
         """
         self._require_same(skills)
         settings = SearchSettings(
@@ -47,12 +47,14 @@ class ServedSystem:
         )
         with Triton(self.client) as triton:
             answers = self._answers(Searcher(self.bundle, triton, settings), queries)
-        degraded = [answer for answer in answers if answer.status == "degraded"]
-        if degraded:
+        # Whatever is not a ranking of the whole line, in its own order, would pass for one.
+        amiss = [answer for answer in answers if answer.status != "ok"]
+        if amiss:
+            told = "; ".join([amiss[0].status, *amiss[0].notes])
             raise ServerError(
                 f"system `{self.name}`",
-                got=f"{len(degraded)} of {len(queries)} answers that are degraded ({degraded[0].notes[-1]})",
-                wanted="every answer reranked",
+                got=f"{len(amiss)} of {len(queries)} answers that are not ok: {told}",
+                wanted="every answer whole",
                 fix="Run it again when the server is well, with a larger --timeout-s or a smaller --num-in-flight.",
             )
         return {

@@ -75,8 +75,9 @@ def evaluate(
             write_run(file, runs[-1])
     figures = measure_runs(runs, collection, chosen)
     if as_json:
-        source = {"data": data and str(data), "split": split, "pool": pool} if data else {"queries": str(queries)}
-        print_json(_report(opened, runs, figures, collection, chosen) | {"source": source})
+        folder = {"data": str(data), "split": split, "pool": pool}
+        named = {"queries": str(queries), "qrels": str(qrels or queries), "skills": str(skills)}
+        print_json({"source": folder if data else named} | _report(opened, runs, figures, collection, chosen))
         return
     found = dict(zip(systems, figures, strict=True))
     show_headline(found, collection)

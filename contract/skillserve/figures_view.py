@@ -16,7 +16,7 @@ __all__ = ["show_all", "show_headline"]
 
 _TITLES = {"ndcg": "NDCG", "recall": "Recall", "completeness": "Completeness", "map": "MAP", "precision": "P"}
 _LEADING, *_OTHERS = HEADLINE
-_MEAN, _DIFFERENCE = "12.34 [12.3, 12.3]", "+12.34 [+12.3, +12.3]"
+_MEAN = "12.34 [12.3, 12.3]"
 """As wide as what is not to be broken."""
 
 
@@ -53,7 +53,9 @@ def show_all(figures: Mapping[str, Figures]) -> None:
 
 
 def _show_groups(title: str, groups: Mapping[str, Mapping[str, Group]]) -> None:
-    table = _table(title, "requests", *(f"{name} [95 %]" for name in groups))
+    table = _table(title, "requests")
+    for name in groups:
+        table.add_column(Text(f"{name} [95 %]", overflow="fold"), justify="right", min_width=len(_MEAN))
     first = next(iter(groups.values()))
     for group, found in first.items():
         cells = (_estimated(own[group].metrics[_LEADING]) for own in groups.values())
@@ -65,8 +67,7 @@ def _table(first: str, *columns: str) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column(first, overflow="fold")
     for column in columns:
-        widest = _DIFFERENCE if column.startswith("difference") else _MEAN if "[95" in column else ""
-        table.add_column(Text(column, overflow="fold"), justify="right", min_width=len(widest))
+        table.add_column(Text(column), justify="right", no_wrap=True)
     return table
 
 

@@ -7,8 +7,9 @@ order, as in the client, so that figures beyond the depth stay comparable; Skill
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -23,9 +24,29 @@ from skillserve.tensors import Role
 from skillserve_training.evaluate import Embedder, Reranker
 from skillserve_training.weights import embedder_tokens, open_embedder, open_reranker, reranker_tokens, separator_id
 
-__all__ = ["EmbedderSystem", "TwoStageSystem", "open_weights"]
+__all__ = ["EmbedderSystem", "FirstStage", "TwoStageSystem", "open_weights"]
 
 _AND = "+"
+
+
+@dataclass(slots=True, weakref_slot=True)
+class FirstStage:
+    """An embedder that remembers its last ranking: alone and below rerankers, it is asked the same again."""
+
+    embedder: Embedder
+    _asked: tuple[Sequence[Query], Sequence[Skill], int] | None = field(default=None, init=False)
+    _run: Run = field(default_factory=dict, init=False)
+
+    def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
+        """The nearest `depth` skills, scored by similarity."""
+        asked = (queries, skills, depth)
+        if self._asked != asked:
+            self._run, self._asked = self.embedder.rank(queries, skills, depth=depth), asked
+        return self._run
+
+
+_OPEN: WeakValueDictionary[tuple[Path, str], FirstStage] = WeakValueDictionary()
+"""Embedders that a system holds open, by folder and digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +54,12 @@ class EmbedderSystem:
     """A `skillserve.systems.System`: exact search by inner product."""
 
     name: str
-    embedder: Embedder
+    first: FirstStage
+
+    @property
+    def embedder(self) -> Embedder:
+        """The first stage, for those who need its vectors."""
+        return self.first.embedder
 
     @property
     def digests(self) -> Mapping[str, str]:
@@ -42,7 +68,7 @@ class EmbedderSystem:
 
     def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
         """The nearest `depth` skills, scored by similarity."""
-        return self.embedder.rank(queries, skills, depth=depth)
+        return self.first.rank(queries, skills, depth=depth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +76,14 @@ class TwoStageSystem:
     """A `skillserve.systems.System`: an embedder's ranking, its top in the order of a reranker."""
 
     name: str
-    embedder: Embedder
+    first: FirstStage
     reranker: Reranker
     rerank_depth: int
+
+    @property
+    def embedder(self) -> Embedder:
+        """The first stage, for those who need its vectors."""
+        return self.first.embedder
 
     @property
     def digests(self) -> Mapping[str, str]:
@@ -61,17 +92,16 @@ class TwoStageSystem:
 
     def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
         """The first stage's best `depth`, reordered; scores only tell the rank, since the stages' scales differ."""
-        first = self.embedder.rank(queries, skills, depth=max(depth, self.rerank_depth))
+        first = self.first.rank(queries, skills, depth=max(depth, self.rerank_depth))
         logits = self.reranker.rerank(first, queries, skills, depth=self.rerank_depth)
-        return {query.id: by_rank(_reordered(first[query.id], logits[query.id])[:depth]) for query in queries}
+        return {query.id: by_rank(self._reordered(first[query.id], logits[query.id])[:depth]) for query in queries}
 
-
-def _reordered(similarities: Mapping[str, float], logits: Mapping[str, float]) -> list[str]:
-    """Reranked skills by their final score (ties as they stood), then the others as they stood."""
-    candidates = ranked(similarities)
-    top = candidates[: len(logits)]
-    scores = np.array([logits[skill] for skill in top], np.float32)
-    return [top[place] for place in np.argsort(-scores, kind="stable").tolist()] + candidates[len(top) :]
+    def _reordered(self, similarities: Mapping[str, float], logits: Mapping[str, float]) -> list[str]:
+        """Reranked skills by their final score (ties as they stood), then the others as they stood."""
+        candidates = ranked(similarities)
+        top, rest = candidates[: len(logits)], candidates[len(logits) :]
+        scores = np.array([logits[skill] for skill in top], np.float32)
+        return [top[place] for place in np.argsort(-scores, kind="stable").tolist()] + rest
 
 
 def open_weights(spec: str, settings: Settings) -> EmbedderSystem | TwoStageSystem:
@@ -89,16 +119,21 @@ def open_weights(spec: str, settings: Settings) -> EmbedderSystem | TwoStageSyst
             wanted="bm25, FOLDER, FOLDER+FOLDER, server:BUNDLES or run:FILE",
             fix="Check the path; a folder called like a word is named with its path: ./bm25",
         )
-    embedder = _open_embedder(folders[0])
+    first = _open_first(folders[0])
     if len(folders) == 1:
-        return EmbedderSystem(spec, embedder)
-    return TwoStageSystem(spec, embedder, _open_reranker(folders[1]), settings.evaluate.rerank_depth)
+        return EmbedderSystem(spec, first)
+    return TwoStageSystem(spec, first, _open_reranker(folders[1]), settings.evaluate.rerank_depth)
 
 
-def _open_embedder(folder: Path) -> Embedder:
+def _open_first(folder: Path) -> FirstStage:
     card = _read_card(folder, "embedder")
     require_query_prompt(card, subject=f"weights folder `{folder}`")
-    return Embedder(open_embedder(folder), card, embedder_tokens(folder, card), "float32")
+    key = (folder.resolve(), card.digest)
+    first = _OPEN.get(key)
+    if first is None:
+        embedder = Embedder(open_embedder(folder), card, embedder_tokens(folder, card), "float32")
+        _OPEN[key] = first = FirstStage(embedder)
+    return first
 
 
 def _open_reranker(folder: Path) -> Reranker:

@@ -1,0 +1,39 @@
+"""The same weights, in process and through the real server, earn the same figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MOST_POINTS = 0.1
+"""How far apart NDCG@10 may be, in hundredths; rounding may swap near ties."""
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize("rerank_depth", [0, 20])
+def test_weights_and_server_agree(
+    rerank_depth: int,
+    server: Any,
+    bundles: Path,
+    tiny_embedder: Path,
+    tiny_reranker: Path,
+    sample_data: Path,
+    tmp_path: Path,
+    skillserve: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    weights = f"{tiny_embedder}+{tiny_reranker}" if rerank_depth else str(tiny_embedder)
+    options = ("--data", str(sample_data), "--pool", "union", "--rerank-depth", str(rerank_depth), "--json")
+    where = ("--url", server.url, "--run-out", str(tmp_path))
+    done = skillserve("evaluate", weights, f"server:{bundles}", *options, *where, "--resamples", "1000")
+    in_process, served = json.loads(done.stdout)["systems"]
+    assert in_process["digests"] == served["digests"]
+    assert set(served["digests"]) == ({"embedder", "reranker"} if rerank_depth else {"embedder"})
+    assert abs(served["differences"]["ndcg@10"]["mean"]) * 100 <= MOST_POINTS
+    assert served["metrics"]["ndcg@10"]["mean"] > 0
+    assert len(list(tmp_path.glob("*.run"))) == 2

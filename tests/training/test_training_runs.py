@@ -42,6 +42,8 @@ def test_an_embedder_learns_and_its_card_says_how(train: Train, tmp_path: Path) 
     assert set(summary["holdout_ndcg_at_10"]) == {"before", "after"}
     assert summary["num_queries"] + summary["num_holdout_queries"] <= 32
     assert summary["settings"]["seed"] == 5
+    assert summary["parts"]["cut"] == "hold-out of 0.2"
+    assert summary["parts"]["trained_on"] != summary["parts"]["chosen_on"]
     assert card.data_digest == read_training_data(tmp_path / "data").digest
     open_embedder(tmp_path / "out")
 

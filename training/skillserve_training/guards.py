@@ -73,12 +73,12 @@ class OverlapGuard:
         }
 
     def _overlap(self, one: int, other: int) -> float:
-        first, second = self._shingles(one), self._shingles(other)
-        shorter, longer = sorted((len(first), len(second)))
-        if shorter <= self._most * longer:  # the sizes alone leave no room for more
+        shorter, longer = sorted((self._shingles(one), self._shingles(other)), key=len)
+        if len(shorter) <= self._most * len(longer):  # the sizes alone leave no room for more
             return 0.0
-        shared = len(np.intersect1d(first, second, assume_unique=True))
-        return shared / (len(first) + len(second) - shared)
+        places = np.minimum(np.searchsorted(longer, shorter), len(longer) - 1)
+        shared = int(np.count_nonzero(longer[places] == shorter))
+        return shared / (len(shorter) + len(longer) - shared)
 
     def _shingles(self, skill: int) -> Shingles:
         """Hashes of all runs of five words, sorted, each once; a shorter text is one run."""

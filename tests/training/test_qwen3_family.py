@@ -167,6 +167,16 @@ def test_a_written_model_answers_as_before_and_keeps_its_bases_precision(
     assert torch.allclose(gaps, reference_gaps(tmp_path / "out", pairs(folder)), atol=SAME_GAP)
 
 
+def test_a_half_precision_base_is_written_in_full(make_qwen3: Make, tmp_path: Path) -> None:
+    """Trained weights may leave float16's range."""
+    folder = make_qwen3("model", dtype=torch.float16)
+    base = resolve_base(str(folder))
+    write_trained(tmp_path / "out", open_embedder(folder), base, draft_card(base, "embedder", max_tokens=128))
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert json.loads((tmp_path / "out" / "config.json").read_bytes())["dtype"] == "float32"
+
+
 def test_the_precision_of_what_is_written_can_be_chosen(make_qwen3: Make, tmp_path: Path) -> None:
     folder = make_qwen3("model")
     base = resolve_base(str(folder))

@@ -56,7 +56,15 @@ def test_the_revision_of_shards_covers_all_of_them(sharded: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["../stolen.safetensors", "/etc/hostname", "absent.safetensors", "pytorch_model.bin", "link.safetensors"]
+    "place",
+    [
+        "../stolen.safetensors",
+        "/etc/hostname",
+        "absent.safetensors",
+        "pytorch_model.bin",
+        "link.safetensors",
+        "nul\0.safetensors",
+    ],
 )
 def test_an_index_that_leaves_the_folder_is_refused(sharded: Path, place: str) -> None:
     (sharded.parent / "stolen.safetensors").write_bytes(min(sharded.glob("*.safetensors")).read_bytes())

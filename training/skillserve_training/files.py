@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ __all__ = ["INDEX", "WEIGHTS", "read_json", "weight_files", "weights_digest"]
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """Says which tensor is in which shard."""
+
+_SHARD = re.compile(r"[\w.-]+\.safetensors")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -37,10 +40,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _is_shard(folder: Path, name: str) -> bool:
     """A regular file of this folder. The hub's cache keeps them in `blobs`, two folders up, and links to them."""
+    if not _SHARD.fullmatch(name):
+        return False
     home = folder.resolve()
-    file = home / name
-    inside = file.resolve().parent in (home, home.parent.parent / "blobs")
-    return Path(name).name == name and name.endswith(".safetensors") and file.is_file() and inside
+    file = (home / name).resolve()
+    return file.is_file() and file.parent in (home, home.parent.parent / "blobs")
 
 
 def weights_digest(folder: Path) -> str:

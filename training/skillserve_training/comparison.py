@@ -64,7 +64,7 @@ class Comparison:
                     self._loss(logits + self._prior(row, logits)) for row, logits in zip(chunk, scores, strict=True)
                 ]
                 loss = torch.stack(losses).sum() / len(rows)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return torch.tensor(total, device=next(model.parameters()).device)
 

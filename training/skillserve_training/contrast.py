@@ -77,7 +77,7 @@ class Contrast:
             return cached_backward(model, sequences, loss_of, self._settings.chunk_size, synchronise)
         with synchronise(True):
             loss = loss_of(model(sequences))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def _loss(self, vectors: Tensor, *, requests: list[int], documents: list[int]) -> Tensor:
@@ -96,9 +96,11 @@ class Contrast:
         loss = nested(ranking, all_requests, skills, self._dims)
         if self._taught is None:
             return loss
-        taught = (self._taught.requests[request_of_row], self._taught.documents[columns])
-        told = tuple(part.to(vectors.device) for part in taught)
-        distilled = relation_loss((all_requests, skills), told, mine, scale=settings.scale)
+        taught = (
+            self._taught.requests[request_of_row].to(vectors.device),
+            self._taught.documents[columns].to(vectors.device),
+        )
+        distilled = relation_loss((all_requests, skills), taught, mine, scale=settings.scale)
         return (1 - settings.distil_weight) * loss + settings.distil_weight * distilled
 
     def _excluded(self, requests: Sequence[int], documents: Sequence[int]) -> Tensor:

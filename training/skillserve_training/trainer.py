@@ -32,6 +32,7 @@ from skillserve_training.distributed import is_main, wait_for_all
 __all__ = ["Course", "Objective", "Synchronise", "Trainee", "fit"]
 
 Row = TypeVar("Row")
+Row_contra = TypeVar("Row_contra", contravariant=True)
 Synchronise = Callable[[bool], AbstractContextManager[object]]
 """Whether the backward passes inside add up over all processes; only the last one of a step has to."""
 
@@ -55,10 +56,10 @@ class Trainee(nn.Module):
         return ()
 
 
-class Objective(Protocol, Generic[Row]):
+class Objective(Protocol, Generic[Row_contra]):
     """What a run minimises."""
 
-    def backward(self, model: nn.Module, rows: Sequence[Row], synchronise: Synchronise) -> Tensor:
+    def backward(self, model: nn.Module, rows: Sequence[Row_contra], synchronise: Synchronise) -> Tensor:
         """Add the gradients of these rows to the weights; returns the detached loss of this process."""
 
 

@@ -258,7 +258,7 @@ class TrainSettings(_Section):
         "a correction of it; reranker only",
     )
     num_negatives: int = Field(
-        0, ge=0, description="wrong skills beside each right one; for an embedder they are mined, with --mined"
+        3, ge=1, description="wrong skills beside each right one; an embedder has them with --mined only"
     )
     random_share: float = Field(
         0.0, ge=0, le=1, description="share of the negatives that is drawn from the whole catalogue; reranker only"

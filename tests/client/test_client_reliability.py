@@ -90,7 +90,8 @@ def test_the_least_number_of_requests_is_the_first_that_works(asked: float, leas
 
 def test_coverage_and_risk_are_what_they_are_by_hand() -> None:
     """Four answerable requests, one of them answered wrongly and one lost; two of four others injected... at a mix
-    of one in five."""
+    of one in five.
+    """
     p = np.array([0.9, 0.8, 0.7, 0.2, 0.9, 0.6, 0.1, 0.1])
     y = np.array([True] * 4 + [False] * 4)
     top_fits = np.array([True, True, False, True, False, False, False, False])

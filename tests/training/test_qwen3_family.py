@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from skillserve_training.loop import freeze
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from skillserve.card import read_card
+from skillserve.config import TrainSettings
 from skillserve.errors import CardError, ConfigError
 from skillserve.records import Skill
 from skillserve.tensors import Ids, Role
@@ -23,6 +23,7 @@ from skillserve.text import QWEN3_QUERY_PROMPT
 from skillserve_training import draft_card, resolve_base, write_stock
 from skillserve_training.families import family_of
 from skillserve_training.forward import autocast, embed, embed_all, score, score_all
+from skillserve_training.limits import prepare
 from skillserve_training.weights import (
     embedder_tokens,
     open_embedder,
@@ -129,7 +130,7 @@ def test_gradients_reach_every_layer_of_both_models(make_qwen3: Make) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_frozen_are_word_tables_and_the_lowest_layers(make_qwen3: Make, tied: bool) -> None:  # noqa: FBT001
     model = open_reranker(make_qwen3(tie_word_embeddings=tied))
-    freeze(model, 1)
+    prepare(model, TrainSettings(frozen_layers=1, freeze_embeddings=True))
     learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert learning
     assert all(name.startswith(("model.layers.1.", "model.norm.")) for name in learning)

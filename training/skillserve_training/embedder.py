@@ -44,13 +44,6 @@ def train_embedder(
     A run that was stopped goes on from its checkpoint. Raises ConfigError for settings that do not fit, or a run
     that diverges or does not fit into memory.
     """
-    if settings.num_negatives and mined is None:
-        raise ConfigError(
-            "negatives of the embedder",
-            got=f"{settings.num_negatives} wanted, and none mined",
-            wanted="mined negatives",
-            fix="Mine them: skillserve mine --data DATA --out mined.parquet, and add --mined mined.parquet",
-        )
     precision = choose_precision(settings.precision)
     card = draft_card(base, "embedder", max_tokens=settings.max_tokens, max_query_tokens=settings.max_query_tokens)
     model = prepare(open_embedder(base.folder), settings)

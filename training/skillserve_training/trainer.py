@@ -276,7 +276,8 @@ class _Selection(TrainerCallback):  # type: ignore[misc]
         figure = self._measure()
         if figure is None:
             return control
-        self._trainer.log({_HOLDOUT: figure})
+        # Not through the Trainer, which would take it for the log of this step.
+        state.log_history.append({_HOLDOUT: figure, "step": state.global_step})
         if is_main() and figure > max(before.values(), default=-math.inf):
             self._checkpoints.keep_best(self._trainer.model.pretrained)
         measured = list(self.measured.values())

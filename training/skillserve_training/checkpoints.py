@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from skillserve.errors import ConfigError
 from skillserve.publish import published_folder, write_text
+from skillserve_training.distributed import is_main, wait_for_all
 
 __all__ = ["Checkpoint", "Checkpoints", "load_weights", "save_weights"]
 
@@ -44,10 +45,11 @@ class Checkpoints:
 
     def __init__(self, out: Path, identity: Mapping[str, Any], *, fresh: bool) -> None:
         self.folder = out.with_name(f"{out.name}.checkpoints")
-        if fresh:
-            self.remove()
-        found = self._identity()
         wanted = json.loads(json.dumps(identity))
+        if fresh and is_main():
+            self.remove()
+        wait_for_all()
+        found = self._identity()
         if found is not None and found != wanted:
             differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
             raise ConfigError(
@@ -56,18 +58,14 @@ class Checkpoints:
                 wanted="those of this run, to go on from",
                 fix="Run it with the settings of then to finish it, or with --fresh to remove them and start anew.",
             )
-        write_text(self.folder / _RUN_FILE, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+        if is_main():
+            write_text(self.folder / _RUN_FILE, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+            self._remove_halves()
 
     def latest(self) -> Checkpoint | None:
-        """The newest whole checkpoint; what a kill left half written is removed."""
-        whole: list[Checkpoint] = []
-        for folder in self.folder.glob("checkpoint-*"):
-            try:
-                step = int(json.loads((folder / _STATE_FILE).read_bytes())["global_step"])
-            except (OSError, ValueError, KeyError):
-                shutil.rmtree(folder)
-            else:
-                whole.append(Checkpoint(step, folder))
+        """The newest whole checkpoint."""
+        found = (_read(folder) for folder in self.folder.glob("checkpoint-*"))
+        whole = [checkpoint for checkpoint in found if checkpoint is not None]
         return max(whole, key=lambda checkpoint: checkpoint.step, default=None)
 
     def keep_best(self, model: PreTrainedModel) -> None:
@@ -83,12 +81,25 @@ class Checkpoints:
         """Forget the run: it is done, or not wanted any more."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _remove_halves(self) -> None:
+        """Remove what a kill left half written; the state is written last."""
+        for folder in self.folder.glob("checkpoint-*"):
+            if _read(folder) is None:
+                shutil.rmtree(folder)
+
     def _identity(self) -> Mapping[str, Any] | None:
         try:
             identity: dict[str, Any] = json.loads((self.folder / _RUN_FILE).read_bytes())
         except (OSError, ValueError):
             return None
         return identity
+
+
+def _read(folder: Path) -> Checkpoint | None:
+    try:
+        return Checkpoint(int(json.loads((folder / _STATE_FILE).read_bytes())["global_step"]), folder)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:

@@ -11,12 +11,14 @@ from rich.table import Table
 
 from skillserve.card import ModelCard
 from skillserve.config import Settings
+from skillserve.console import err as stderr
 from skillserve.console import out as stdout
 from skillserve.console import print_json, talk
 from skillserve.flags import Json, with_settings
 from skillserve.tensors import Role
 from skillserve_training.base import MINILM, resolve_base
 from skillserve_training.cards import draft_card
+from skillserve_training.distributed import is_main
 from skillserve_training.embedder import train_embedder
 from skillserve_training.loader import read_training_data
 from skillserve_training.mined import read_mined
@@ -48,6 +50,8 @@ def _quiet() -> None:
     # transformers tells of every tensor that a base has too many; those that are missing are errors here.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    # Of several processes one talks.
+    stdout.quiet = stderr.quiet = not is_main()
 
 
 @train.command("embedder")
@@ -125,9 +129,9 @@ def card(
 
 
 def _show(written: ModelCard, out: Path, *, as_json: bool) -> None:
-    if as_json:
+    if as_json and is_main():
         print_json({"folder": str(out), "card": written.model_dump()})
-    else:
+    elif not as_json:
         table = Table("fact", "value", title=f"{written.name} ({written.short_digest})")
         for fact, value in _facts(written):
             table.add_row(fact, value)

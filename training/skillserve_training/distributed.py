@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
+from accelerate import PartialState
 from torch import Tensor, distributed
-from torch.distributed.nn.functional import all_gather
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 
-__all__ = ["gather_lists", "gather_rows", "is_main", "process_index", "wait_for_all"]
+__all__ = ["gather_lists", "gather_rows", "is_main", "join_processes", "wait_for_all"]
 
 
-def process_index() -> int:
-    """This process among those of the run, 0 where there is one."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+def join_processes() -> None:
+    """Meet the other processes of the run, if `torchrun` started several; the Trainer finds them joined."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        on_cpu = not torch.cuda.is_available()
+        PartialState(cpu=on_cpu, backend="gloo" if on_cpu else None)
 
 
 def is_main() -> bool:
-    """True in the one process that measures, talks and writes."""
-    return process_index() == 0
+    """True in the one process that talks and writes."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def wait_for_all() -> None:
@@ -46,6 +52,22 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     distributed.all_gather(counts, mine)
     sizes = [int(count) for count in counts]
     filling = rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])
-    parts = all_gather(torch.cat([rows, filling]))  # type: ignore[no-untyped-call]
-    first = sum(sizes[: process_index()])
+    parts = _Gather.apply(torch.cat([rows, filling]))  # type: ignore[no-untyped-call]
+    first = sum(sizes[: distributed.get_rank()])
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), first
+
+
+class _Gather(Function):
+    """The rows of every process, stacked `[W, n, D]`; a row's gradient is the sum of what all processes found for it."""
+
+    @staticmethod
+    def forward(_: FunctionCtx, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(_: FunctionCtx, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        distributed.all_reduce(total)
+        return total[distributed.get_rank()]

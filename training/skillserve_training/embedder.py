@@ -14,7 +14,7 @@ from skillserve_training.cards import draft_card
 from skillserve_training.checkpoints import Checkpoints
 from skillserve_training.contrast import Contrast, EmbedderTrainee, Taught
 from skillserve_training.dataset import TrainingData, hold_out
-from skillserve_training.distributed import is_main
+from skillserve_training.distributed import is_main, join_processes
 from skillserve_training.evaluate import Embedder, ndcg
 from skillserve_training.forward import embed_all
 from skillserve_training.limits import prepare, training_limits
@@ -44,6 +44,7 @@ def train_embedder(
     A run that was stopped goes on from its checkpoint. Raises ConfigError for settings that do not fit, or a run
     that diverges or does not fit into memory.
     """
+    join_processes()
     precision = choose_precision(settings.precision)
     card = draft_card(base, "embedder", max_tokens=settings.max_tokens, max_query_tokens=settings.max_query_tokens)
     model = prepare(open_embedder(base.folder), settings)

@@ -22,7 +22,7 @@ from skillserve_training.cards import draft_card
 from skillserve_training.checkpoints import Checkpoints
 from skillserve_training.comparison import Comparison, RerankerTrainee
 from skillserve_training.dataset import TrainingData, hold_out
-from skillserve_training.distributed import is_main
+from skillserve_training.distributed import is_main, join_processes
 from skillserve_training.evaluate import Embedder, Reranker, ndcg
 from skillserve_training.families import family_of
 from skillserve_training.first_stage import FirstStage
@@ -65,6 +65,7 @@ def train_reranker(
     goes on from its checkpoint. Raises ConfigError for settings that do not fit, or a run that diverges or does not
     fit into memory.
     """
+    join_processes()
     precision = choose_precision(settings.precision)
     model = prepare(open_reranker(base.folder, new_head=True), settings)
     if base.card is None or base.card.role != "reranker":

@@ -112,6 +112,7 @@ def fit(
     `measure` gives NDCG@10 of the hold-out, or None without one. Raises ConfigError naming the step where a loss or
     gradient is not finite, or the knob to turn where memory runs out; checkpoints stay then.
     """
+    wait_for_all()
     resume = checkpoints.latest()
     arguments = _arguments(settings, steps, len(rows) // steps, checkpoints.folder)
     trainer = _Trainer(trainee, objective, rows, arguments)

@@ -48,7 +48,10 @@ class Bert(Family):
 
     def open_embedder(self, folder: Path) -> PreTrainedModel:
         """BERT's own pooler may be missing: embedders pool as their card says."""
-        return load(BertModel, folder, config=_NO_DROPOUT, optional=_POOLER)
+        model = load(BertModel, folder, config=_NO_DROPOUT, optional=_POOLER)
+        # Several processes wait for the gradient of everything that learns.
+        model.pooler.requires_grad_(requires_grad=False)
+        return model
 
     def open_reranker(self, folder: Path, *, new_head: bool = False) -> PreTrainedModel:
         """A model with one logit; ConfigError if its classifier has more."""

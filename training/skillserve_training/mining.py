@@ -2,8 +2,9 @@
 
 As SkillRet trains its reranker: from each system the wrong skills at ranks 21 to 60, merged, and from them 15 drawn
 once for each request. Ranks count wrong skills only, so no gold and no held-out skill takes a place in the window.
-The systems rank all skills of the train split, for a run file or a server knows no other pool; what is held out is
-taken from their rankings before anything is counted.
+Run files, servers and BM25 rank all skills of the train split, since the first two know no other pool; what is held out
+is taken from their rankings before anything is counted. Embedders read the part that is trained on, once, for their
+ranking and for the guards.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from skillserve.metrics import ranked
 from skillserve.records import Run
 from skillserve.systems import System
 from skillserve_training.dataset import TrainingData
+from skillserve_training.evaluate import Embedder
 from skillserve_training.forward import embed_all
 from skillserve_training.guards import Guard, Likeness, NameGuard, NearGoldGuard, OverlapGuard, ShareGuard
 from skillserve_training.mined import NEGATIVE
@@ -38,6 +40,8 @@ _TOP = "top"
 """Kind of a candidate that another system ranks above the window."""
 _RRF = 60
 """Reciprocal rank fusion's constant (Cormack, Clarke, Büttcher, 2009)."""
+_ROWS = 1024
+"""Requests compared with all skills at once: bounds the memory of the similarities."""
 _SPARE = 1.5
 """Systems rank so many times deeper than the window's end, since what is held out leaves the rankings."""
 _PACKAGES = ("skillserve", "numpy", "torch", "transformers", "tokenizers", "bm25s", "pyarrow")
@@ -62,13 +66,18 @@ def mine(
     request.
     """
     first, last = settings.window
-    most_golds = max(len(golds) for golds in part.golds.values())
-    depth = math.ceil(_SPARE * (last + most_golds) * len(data.skills) / len(part.skills))
-    rankings = []
-    for system in systems:
-        run = system.rank(part.queries, data.skills, depth=min(depth, len(data.skills)))
-        rankings.append(_wrong_skills(run, part, last, system.name))
-    likenesses = [_likeness(system, part) for system in systems if isinstance(system, EmbedderSystem | TwoStageSystem)]
+    likeness_of = {
+        system.name: _likeness(system.embedder, part)
+        for system in systems
+        if isinstance(system, EmbedderSystem | TwoStageSystem)
+    }
+    likenesses = list(likeness_of.values())
+    rankings = [
+        _nearest_wrong_skills(likeness_of[system.name], part, last)
+        if isinstance(system, EmbedderSystem)
+        else _wrong_skills(_ranked(system, data, part, last), part, last)
+        for system in systems
+    ]
     guards = list(_guards(part, likenesses, settings))
     counts: Counter[str] = Counter()
     rows = _Rows([system.name for system in systems])
@@ -113,15 +122,23 @@ def merge(rankings: Sequence[NDArray[np.int32]], first: int) -> list[Candidate]:
     return sorted(found, key=lambda each: (-fused[each.skill], each.skill))
 
 
-def _wrong_skills(run: Run, part: TrainingData, last: int, system: str) -> NDArray[np.int32]:
-    """Positions of the wrong skills of each request by rank, `[Q, last]`; -1 where the ranking has ended."""
+def _ranked(system: System, data: TrainingData, part: TrainingData, last: int) -> Run:
+    """The system's rankings of all skills of the data for the part's requests, each deep enough for the window."""
+    most_golds = max(len(golds) for golds in part.golds.values())
+    depth = math.ceil(_SPARE * (last + most_golds) * len(data.skills) / len(part.skills))
+    run = system.rank(part.queries, data.skills, depth=min(depth, len(data.skills)))
     if missing := [query.id for query in part.queries if query.id not in run]:
         raise CatalogueError(
-            f"system `{system}`",
+            f"system `{system.name}`",
             got=f"no ranking for {len(missing)} of {len(part.queries)} requests, such as `{missing[0]}`",
             wanted="all requests that are trained on",
             fix="Rank them, or leave this system out.",
         )
+    return run
+
+
+def _wrong_skills(run: Run, part: TrainingData, last: int) -> NDArray[np.int32]:
+    """Positions of the wrong skills of each request by rank, `[Q, last]`; -1 where the ranking has ended."""
     position = {skill.id: place for place, skill in enumerate(part.skills)}
     wrong_QR = np.full((len(part.queries), last), -1, np.int32)
     for row, query in enumerate(part.queries):
@@ -131,8 +148,21 @@ def _wrong_skills(run: Run, part: TrainingData, last: int, system: str) -> NDArr
     return wrong_QR
 
 
-def _likeness(system: EmbedderSystem | TwoStageSystem, part: TrainingData) -> Likeness:
-    embedder = system.embedder
+def _nearest_wrong_skills(likeness: Likeness, part: TrainingData, last: int) -> NDArray[np.int32]:
+    """The same from embeddings, exactly; equally near skills as positions are."""
+    position = {skill.id: place for place, skill in enumerate(part.skills)}
+    wrong_QR = np.full((len(part.queries), last), -1, np.int32)
+    for start in range(0, len(part.queries), _ROWS):
+        near_RS = likeness.requests[start : start + _ROWS] @ likeness.skills.T
+        for row, near_S in enumerate(near_RS, start):
+            golds = [position[skill] for skill in part.golds[part.queries[row].id]]
+            near_S[golds] = -np.inf
+            skills = np.argsort(-near_S, kind="stable")[: min(last, len(near_S) - len(golds))]
+            wrong_QR[row, : len(skills)] = skills
+    return wrong_QR
+
+
+def _likeness(embedder: Embedder, part: TrainingData) -> Likeness:
     requests = [cut.ids for cut in embedder.tokens.queries([query.text for query in part.queries])]
     skills = embedder.tokens.skills(part.skills)
     with progress("embed", len(requests) + len(skills)) as bar:

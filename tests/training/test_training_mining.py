@@ -20,9 +20,10 @@ from skillserve.errors import CatalogueError, ContractError
 from skillserve.metrics import ranked
 from skillserve.records import Query, Run, Skill
 from skillserve_training import TrainingData, hold_out, read_training_data
+from skillserve_training.candidates import merge
 from skillserve_training.guards import Likeness, NameGuard, NearGoldGuard, OverlapGuard, ShareGuard
 from skillserve_training.mined import Mined, read_mined, write_mined
-from skillserve_training.mining import merge, mine
+from skillserve_training.mining import mine
 from skillserve_training.systems import open_weights
 
 
@@ -244,6 +245,7 @@ def test_the_command_mines_with_bm25_weights_and_a_run(
     assert [system["spec"] for system in printed["systems"]] == ["bm25", str(tiny_embedder), f"run:{run_of_all}"]
     assert list(printed["systems"][1]["digests"]) == ["embedder"]
     assert printed["counts"]["requests"] == len(part.queries)
+    assert printed["counts"]["held_out_skills"] == len(data.skills) - len(part.skills) > 0
     assert set(printed["counts"]["left_out"]) == {"top", "name", "overlap", "share", "near gold"}
     assert sum(map(len, mined.negatives.values())) == printed["counts"]["drawn"]
     assert max(len(places) for places in mined.of(part)) == 4

@@ -15,14 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skillserve.cli import main
-from skillserve.config import MineSettings
+from skillserve.config import MineSettings, Settings
 from skillserve.errors import CatalogueError, ContractError
 from skillserve.metrics import ranked
 from skillserve.records import Query, Run, Skill
 from skillserve_training import TrainingData, hold_out, read_training_data
+from skillserve_training.candidates import merge
 from skillserve_training.guards import Likeness, NameGuard, NearGoldGuard, OverlapGuard, ShareGuard
 from skillserve_training.mined import Mined, read_mined, write_mined
-from skillserve_training.mining import merge, mine
+from skillserve_training.mining import mine
+from skillserve_training.systems import open_weights
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,7 @@ def test_the_command_mines_with_bm25_weights_and_a_run(
     assert [system["spec"] for system in printed["systems"]] == ["bm25", str(tiny_embedder), f"run:{run_of_all}"]
     assert list(printed["systems"][1]["digests"]) == ["embedder"]
     assert printed["counts"]["requests"] == len(part.queries)
+    assert printed["counts"]["held_out_skills"] == len(data.skills) - len(part.skills) > 0
     assert set(printed["counts"]["left_out"]) == {"top", "name", "overlap", "share", "near gold"}
     assert sum(map(len, mined.negatives.values())) == printed["counts"]["drawn"]
     assert max(len(places) for places in mined.of(part)) == 4
@@ -251,6 +254,24 @@ def test_the_command_mines_with_bm25_weights_and_a_run(
     assert rows.column_names[5:] == ["rank bm25", f"rank {tiny_embedder}", f"rank run:{run_of_all}"]
     assert main(arguments) == 0
     assert "negatives drawn" in capsys.readouterr().out
+
+
+def test_an_embedder_is_mined_as_its_own_ranking_of_the_part_has_it(tiny_data: Path, tiny_embedder: Path) -> None:
+    """Ranked from vectors that the guards use too, it is what `skillserve evaluate` would rank."""
+    data = read_training_data(tiny_data)
+    part, _ = hold_out(data, share=0.2)
+    system = open_weights(str(tiny_embedder), Settings())
+    rows, _ = mine(
+        data, part, [system], MineSettings(ranks="3-7", num_negatives=99, max_share=9, max_gold_similarity=9)
+    )
+    run = system.rank(part.queries, part.skills, depth=len(part.skills))
+    found: dict[str, list[str]] = {}
+    for row in rows.sort_by("merged_rank").to_pylist():
+        assert row["similarity"] == pytest.approx(run[row["query_id"]][row["skill_id"]], abs=1e-5)
+        found.setdefault(row["query_id"], []).append(row["skill_id"])
+    for query in part.queries:
+        wrong = [skill for skill in ranked(run[query.id]) if skill not in part.golds[query.id]]
+        assert found[query.id] == wrong[2:7]
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
 
 
 class _Gather(Function):
-    """The rows of every process, stacked `[W, n, D]`; a row's gradient is the sum of what all processes found for it."""
+    """The rows of every process, stacked `[W, n, D]`; the gradients that they all find for a row add up."""
 
     @staticmethod
     def forward(_: FunctionCtx, rows: Tensor) -> Tensor:

@@ -1,56 +1,38 @@
 """Mining hard negatives: wrong skills that several systems rank high, without those that probably fit after all.
 
 As SkillRet trains its reranker: from each system the wrong skills at ranks 21 to 60, merged, and from them 15 drawn
-once for each request. Ranks count wrong skills only, so no gold and no held-out skill takes a place in the window.
-The systems rank all skills of the train split, for a run file or a server knows no other pool; what is held out is
-taken from their rankings before anything is counted.
+once for each request. Run files and servers know no other pool than all skills of the train split, and BM25 ranks them
+too; what is held out leaves their rankings before ranks are counted. Embedders read the part that is trained on, once,
+for their ranking and for the guards.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from skillserve.config import MineSettings, window
 from skillserve.console import progress
-from skillserve.errors import CatalogueError
-from skillserve.metrics import ranked
-from skillserve.records import Run
+from skillserve.records import Query
 from skillserve.systems import System
+from skillserve_training.candidates import Candidate, merge, nearest_wrong_skills, ranked_by, wrong_skills
 from skillserve_training.dataset import TrainingData
+from skillserve_training.evaluate import Embedder
 from skillserve_training.forward import embed_all
 from skillserve_training.guards import Guard, Likeness, NameGuard, NearGoldGuard, OverlapGuard, ShareGuard
 from skillserve_training.mined import NEGATIVE
 from skillserve_training.systems import EmbedderSystem, TwoStageSystem
 
-__all__ = ["Candidate", "merge", "mine"]
+__all__ = ["mine"]
 
 _TOP = "top"
 """Kind of a candidate that another system ranks above the window."""
-_RRF = 60
-"""Reciprocal rank fusion's constant (Cormack, Clarke, Büttcher, 2009)."""
-_SPARE = 1.5
-"""Systems rank so many times deeper than the window's end, since what is held out leaves the rankings."""
 _PACKAGES = ("skillserve", "numpy", "torch", "transformers", "tokenizers", "bm25s", "pyarrow")
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A wrong skill in the window of at least one system."""
-
-    skill: int
-    """Position among the part's skills."""
-    ranks: tuple[int | None, ...]
-    """Per system, counted from 1; None where it ranks the skill below the window."""
 
 
 def mine(
@@ -62,13 +44,18 @@ def mine(
     request.
     """
     first, last = window(settings.ranks)
-    most_golds = max(len(golds) for golds in part.golds.values())
-    depth = math.ceil(_SPARE * (last + most_golds) * len(data.skills) / len(part.skills))
-    rankings = []
-    for system in systems:
-        run = system.rank(part.queries, data.skills, depth=min(depth, len(data.skills)))
-        rankings.append(_wrong_skills(run, part, last, system.name))
-    likenesses = [_likeness(system, part) for system in systems if isinstance(system, EmbedderSystem | TwoStageSystem)]
+    likeness_of = {
+        system.name: _likeness(system.embedder, part)
+        for system in systems
+        if isinstance(system, EmbedderSystem | TwoStageSystem)
+    }
+    likenesses = list(likeness_of.values())
+    rankings = [
+        nearest_wrong_skills(likeness_of[system.name], part, last)
+        if isinstance(system, EmbedderSystem)
+        else wrong_skills(ranked_by(system, data, part, last), part, last)
+        for system in systems
+    ]
     guards = list(_guards(part, likenesses, settings))
     counts: Counter[str] = Counter()
     rows = _Rows([system.name for system in systems])
@@ -78,10 +65,7 @@ def mine(
             candidates = merge([ranking_QR[request] for ranking_QR in rankings], first)
             golds = sorted(position[gold] for gold in part.golds[query.id])
             kinds = _kinds(request, golds, candidates, guards, above=first if settings.guard_top else 0)
-            kept = [place for place, kind in enumerate(kinds) if kind == NEGATIVE]
-            # Each request has a draw of its own: the same whatever else is mined.
-            draw = random.Random(f"{settings.seed} {query.id}")  # noqa: S311 -- reproducible, not secret
-            drawn = set(draw.sample(kept, min(settings.num_negatives, len(kept))))
+            drawn = _draw(query, kinds, settings)
             skills = [candidate.skill for candidate in candidates]
             near = likenesses[0].to_request(request, skills).tolist() if likenesses else [None] * len(skills)
             for place, kind in enumerate(kinds):
@@ -91,48 +75,11 @@ def mine(
             counts.update(kinds)
             counts.update(drawn=len(drawn), short=len(drawn) < settings.num_negatives)
             bar.advance()
+    counts.update(held_out=len(data.skills) - len(part.skills), golds=sum(map(len, part.golds.values())))
     return rows.table(), _provenance(part, systems, guards, settings, counts)
 
 
-def merge(rankings: Sequence[NDArray[np.int32]], first: int) -> list[Candidate]:
-    """What any system ranks from `first` to its end, in the order of reciprocal rank fusion, ties as positions are.
-
-    A ranking holds positions of skills from rank 1 on; -1 behind its last one.
-    """
-    ranks: dict[int, list[int | None]] = {}
-    for place, ranking in enumerate(rankings):
-        for rank, skill in enumerate(ranking.tolist(), 1):
-            if skill >= 0:
-                ranks.setdefault(skill, [None] * len(rankings))[place] = rank
-    found = [
-        Candidate(skill, tuple(each))
-        for skill, each in ranks.items()
-        if any(rank is not None and rank >= first for rank in each)
-    ]
-    fused = {each.skill: math.fsum(1 / (_RRF + rank) for rank in each.ranks if rank) for each in found}
-    return sorted(found, key=lambda each: (-fused[each.skill], each.skill))
-
-
-def _wrong_skills(run: Run, part: TrainingData, last: int, system: str) -> NDArray[np.int32]:
-    """Positions of the wrong skills of each request by rank, `[Q, last]`; -1 where the ranking has ended."""
-    if missing := [query.id for query in part.queries if query.id not in run]:
-        raise CatalogueError(
-            f"system `{system}`",
-            got=f"no ranking for {len(missing)} of {len(part.queries)} requests, such as `{missing[0]}`",
-            wanted="all requests that are trained on",
-            fix="Rank them, or leave this system out.",
-        )
-    position = {skill.id: place for place, skill in enumerate(part.skills)}
-    wrong_QR = np.full((len(part.queries), last), -1, np.int32)
-    for row, query in enumerate(part.queries):
-        golds = part.golds[query.id]
-        skills = [position[skill] for skill in ranked(run[query.id]) if skill in position and skill not in golds]
-        wrong_QR[row, : len(skills)] = skills[:last]
-    return wrong_QR
-
-
-def _likeness(system: EmbedderSystem | TwoStageSystem, part: TrainingData) -> Likeness:
-    embedder = system.embedder
+def _likeness(embedder: Embedder, part: TrainingData) -> Likeness:
     requests = [cut.ids for cut in embedder.tokens.queries([query.text for query in part.queries])]
     skills = embedder.tokens.skills(part.skills)
     with progress("embed", len(requests) + len(skills)) as bar:
@@ -158,6 +105,13 @@ def _kinds(
         left = [skill for skill, kind in kinds.items() if kind == NEGATIVE]
         kinds |= dict.fromkeys(guard.suspects(request, golds, left), guard.name)
     return [kinds[each.skill] for each in candidates]
+
+
+def _draw(query: Query, kinds: Sequence[str], settings: MineSettings) -> set[int]:
+    """Places of the negatives that are drawn; each request has a draw of its own, the same whatever else is mined."""
+    draw = random.Random(f"{settings.seed} {query.id}")  # noqa: S311 -- reproducible, not secret
+    kept = [place for place, kind in enumerate(kinds) if kind == NEGATIVE]
+    return set(draw.sample(kept, min(settings.num_negatives, len(kept))))
 
 
 class _Rows:
@@ -204,6 +158,8 @@ def _provenance(
         "counts": {
             "requests": len(part.queries),
             "skills": len(part.skills),
+            "held_out_skills": counts["held_out"],
+            "golds": counts["golds"],
             "candidates": counts[NEGATIVE] + sum(suspected.values()),
             "left_out": suspected,
             "drawn": counts["drawn"],

@@ -69,7 +69,8 @@ def mine(
 def _facts(provenance: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     counts = provenance["counts"]
     yield "requests", f"{counts['requests']:,} (data {provenance['data'][:12]}, {provenance['cut'] or 'no hold-out'})"
-    yield "candidates", f"{counts['candidates']:,} of {counts['skills']:,} skills"
+    yield "never candidates", f"{counts['golds']:,} golds, {counts['held_out_skills']:,} skills that are held out"
+    yield "candidates", f"{counts['candidates']:,} out of {counts['skills']:,} skills"
     for guard, number in counts["left_out"].items():
         yield f"left out by guard `{guard}`", f"{number:,} ({number / max(1, counts['candidates']):.1%})"
     yield "negatives drawn", f"{counts['drawn']:,} ({counts['drawn'] / counts['requests']:.1f} a request)"

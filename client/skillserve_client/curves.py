@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 _TITLES: dict[StageName, str] = {"rerank": "reranked answers", "embed": "embed-only answers"}
-_WIDTH_IN, _HEIGHT_IN, _DPI = 11.0, 4.6, 130
+_WIDTH_IN, _HEIGHT_IN, _DPI = 13.0, 5.0, 110
 _LINE, _MARK, _FAINT = "#1f5fa8", "#c23b22", "#888888"
 
 
@@ -55,7 +55,7 @@ def _risk_coverage(axes: Axes, stage: StageCalibration, title: str) -> None:
         fontsize=9,
     )
     axes.set(title=title, xlabel="coverage: share of requests answered", ylabel="share", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(loc="upper left", fontsize=9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=8, frameon=False)
     axes.grid(alpha=0.3)
 
 
@@ -72,5 +72,5 @@ def _reliability(axes: Axes, stage: StageCalibration, title: str) -> None:
         xlim=(0, 1),
         ylim=(0, 1),
     )
-    axes.legend(loc="upper left", fontsize=9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=8, frameon=False)
     axes.grid(alpha=0.3)

@@ -54,7 +54,7 @@ def fit_curve(kind: Kind, features: Sequence[Feature], columns: Columns, labels:
     )
     if kind == "platt":
         return platt
-    least = 1 / (len(labels) + 2)
+    least = 1 / ((weights > 0).sum() + 2)
     steps = IsotonicRegression(y_min=least, y_max=1 - least).fit(platt.predictors(columns), labels, weights)
     corners = zip(steps.X_thresholds_, steps.y_thresholds_, strict=True)
     knots = tuple(Knot(z=float(z), probability=float(p)) for z, p in corners)

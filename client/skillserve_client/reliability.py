@@ -22,12 +22,15 @@ __all__ = [
     "points_along",
     "reliability",
     "threshold_for",
+    "wilson",
 ]
 
 Bools = npt.NDArray[np.bool_]
 
 NUM_BINS = 10
 _NUM_POINTS = 100
+_Z95 = 1.959964
+"""Quantile of the normal distribution for an interval of 95 %."""
 _LEAST = 1e-12
 """Lowest probability that the log loss tells apart; a logistic function in float64 reaches 0 and 1."""
 
@@ -51,18 +54,11 @@ def reliability(p: Doubles, y: Bools, w: Doubles, num_bins: int = NUM_BINS) -> l
     order = np.argsort(p, kind="stable")
     p, y, w = p[order], y[order], w[order] / w.sum()
     bins = np.minimum((num_bins * (np.cumsum(w) - w / 2)).astype(int), num_bins - 1)
-    found = []
-    for each in np.unique(bins):
-        inside = bins == each
-        weights = w[inside]
-        found.append(
-            (
-                float(weights.sum()),
-                float(np.average(p[inside], weights=weights)),
-                float(np.average(y[inside], weights=weights)),
-            )
-        )
-    return found
+    shares, means, rates = (np.bincount(bins, terms, num_bins) for terms in (w, w * p, w * y))
+    full = shares > 0
+    columns = (shares[full], means[full] / shares[full], rates[full] / shares[full])
+    # Quotients of sums can exceed 1 by their rounding.
+    return list(zip(*(np.minimum(column, 1.0).tolist() for column in columns), strict=True))
 
 
 def ece(p: Doubles, y: Bools, w: Doubles) -> float:
@@ -71,14 +67,26 @@ def ece(p: Doubles, y: Bools, w: Doubles) -> float:
     Naeini et al. 2015, with bins of equal mass instead of equal width (Nixon et al. 2019), which a crowd near 0 or 1
     cannot empty. It is biased upwards for few samples: perfect probabilities do not measure 0.
     """
-    return float(sum(share * abs(mean - rate) for share, mean, rate in reliability(p, y, w)))
+    error = sum(share * abs(mean - rate) for share, mean, rate in reliability(p, y, w))
+    return min(error, 1.0)
 
 
 def fit_of(p: Doubles, y: Bools, w: Doubles) -> Fit:
     """All three figures."""
-    return Fit(
-        log_loss=float(np.average(log_losses(p, y), weights=w)), brier=brier(p, y, w), ece=min(ece(p, y, w), 1.0)
-    )
+    return Fit(log_loss=float(np.average(log_losses(p, y), weights=w)), brier=brier(p, y, w), ece=ece(p, y, w))
+
+
+def wilson(num: int, of: int) -> tuple[float, float]:
+    """The 95 % score interval of a share, num of `of` (Wilson 1927).
+
+    A bootstrap of thirty requests that all went well would say that the thirty-first goes well with certainty.
+    """
+    if not of:
+        return 0.0, 1.0
+    share, spread = num / of, _Z95**2 / of
+    middle = (share + spread / 2) / (1 + spread)
+    half = _Z95 / (1 + spread) * math.sqrt(share * (1 - share) / of + spread / (4 * of))
+    return (middle - half if num else 0.0), (middle + half if num < of else 1.0)  # the ends without their rounding
 
 
 def least_none(false_injection: float) -> int:
@@ -104,12 +112,12 @@ def point_at(threshold: float, p: Doubles, y: Bools, top_fits: Bools, none_share
     answered = p >= threshold
     injected, kept = float(answered[~y].mean()), float(answered[y].mean())
     right = float((answered & top_fits)[y].mean())
-    coverage = none_share * injected + (1 - none_share) * kept
+    coverage = min(none_share * injected + (1 - none_share) * kept, 1.0)
     wrong = coverage - (1 - none_share) * right
     return Point(
         threshold=threshold,
         coverage=coverage,
-        risk=max(wrong, 0.0) / coverage if coverage else 0.0,
+        risk=min(max(wrong / coverage, 0.0), 1.0) if coverage else 0.0,
         injected=injected,
         lost=1 - kept,
     )

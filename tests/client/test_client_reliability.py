@@ -17,6 +17,7 @@ from skillserve_client.reliability import (
     points_along,
     reliability,
     threshold_for,
+    wilson,
 )
 
 
@@ -80,6 +81,15 @@ def test_a_threshold_stands_just_above_the_last_request_that_it_refuses() -> Non
     assert threshold == np.nextafter(p[-5], 2)
 
 
+def test_wilsons_interval_is_what_a_textbook_says_and_never_certain() -> None:
+    """Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
+    table = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611), (1, 29): (0.0061, 0.1718)}
+    for (num, of), expected in table.items():
+        assert wilson(num, of) == pytest.approx(expected, abs=5e-5)
+    assert wilson(30, 30) == (pytest.approx(0.8865, abs=1e-3), 1.0)
+    assert wilson(0, 0) == (0, 1)
+
+
 @pytest.mark.parametrize(("asked", "least"), [(0.05, 19), (0.02, 49), (0.5, 1), (0.1, 9)])
 def test_the_least_number_of_requests_is_the_first_that_works(asked: float, least: int) -> None:
     assert least_none(asked) == least
@@ -89,8 +99,7 @@ def test_the_least_number_of_requests_is_the_first_that_works(asked: float, leas
 
 
 def test_coverage_and_risk_are_what_they_are_by_hand() -> None:
-    """Four answerable requests, one of them answered wrongly and one lost; two of four others injected... at a mix
-    of one in five."""
+    """Four answerable requests, one of them answered wrongly and one lost; two of four others are injected."""
     p = np.array([0.9, 0.8, 0.7, 0.2, 0.9, 0.6, 0.1, 0.1])
     y = np.array([True] * 4 + [False] * 4)
     top_fits = np.array([True, True, False, True, False, False, False, False])

@@ -50,8 +50,9 @@ def calibrate_bundle(
 ) -> Calibrated:
     """Fit curves for every stage that a search of the live bundle may end in, and publish the bundle with them.
 
-    The new version is otherwise the live one. Raises CatalogueError for requests that do not do, BundleError for a
-    server with other models or if another bundle became the live one meanwhile, and ServerError; the live bundle is
+    A reranker is calibrated even where settings turn it off, as it is measured; depth 0 therefore means the default
+    here. The new version is otherwise the live one. Raises CatalogueError for requests that do not do, BundleError for
+    a server with other models or if another bundle became the live one meanwhile, and ServerError; the live bundle is
     untouched by any of them.
     """
     index, search, settings = index or IndexSettings(), search or SearchSettings(), settings or CalibrateSettings()

@@ -119,8 +119,8 @@ def check_stage(
     stage: StageCalibration, samples: Samples, none_share: float, settings: CalibrateSettings
 ) -> StageCheck:
     """Figures of one stage; resamples draw answerable requests and those that nothing fits each among themselves."""
-    p, labels = stage.request.probabilities(samples.features), samples.labels
-    answered = p >= stage.threshold
+    z, labels = stage.request.predictors(samples.features), samples.labels
+    p, answered = stage.request.at(z), z >= stage.cut
     answerable, none = (np.flatnonzero(samples.where(kind)) for kind in ("answerable", "none"))
     known = np.concatenate([answerable, none])
     # Resamples keep the number of either kind, and so the weights.
@@ -128,7 +128,7 @@ def check_stage(
 
     def figures(rows: Rows) -> tuple[float, float, float]:
         y = labels[rows]
-        at = point_at(stage.threshold, p[rows], y, samples.top_fits[rows], none_share)
+        at = point_at(stage.cut, stage.request, z[rows], y, samples.top_fits[rows], none_share)
         return ece(p[rows], y, w), at.coverage, at.risk
 
     chance = np.random.default_rng(settings.seed)

@@ -1,4 +1,4 @@
-"""How good probabilities are, and what thresholds on them do: small functions of arrays, in numpy alone.
+"""How good probabilities are, and what cuts do: small functions of arrays, in numpy alone.
 
 Shape legend: S samples with probabilities p, labels y and weights w.
 """
@@ -10,10 +10,11 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from skillserve_client.calibration import Doubles, Fit, Point
+from skillserve_client.calibration import Curve, Doubles, Fit, Point
 
 __all__ = [
     "brier",
+    "cut_for",
     "ece",
     "fit_of",
     "least_none",
@@ -21,7 +22,6 @@ __all__ = [
     "point_at",
     "points_along",
     "reliability",
-    "threshold_for",
     "wilson",
 ]
 
@@ -90,32 +90,32 @@ def wilson(num: int, of: int) -> tuple[float, float]:
 
 
 def least_none(false_injection: float) -> int:
-    """Fewest requests that nothing fits from which a threshold for this false injection can be chosen."""
+    """Fewest requests that nothing fits from which a cut for this false injection can be chosen."""
     return math.ceil(1 / false_injection - 1 - 1e-9)
 
 
-def threshold_for(p_none: Doubles, false_injection: float) -> float:
-    """The lowest threshold at which a new request that nothing fits is answered with at most this probability.
+def cut_for(z_none: Doubles, false_injection: float) -> float:
+    """The lowest cut at which a new request that nothing fits is answered with at most this probability.
 
-    With n such requests it stands just above the j-th highest probability, j = ⌊false_injection · (n + 1)⌋: a new one
+    With n such requests it stands just above the j-th highest predictor, j = ⌊false_injection · (n + 1)⌋: a new one
     from the same source ranks above it with probability at most j / (n + 1) (split conformal prediction, Vovk et al.
     2005). Raises ValueError for fewer than `least_none`.
     """
-    j = math.floor(false_injection * (len(p_none) + 1) + 1e-9)
+    j = math.floor(false_injection * (len(z_none) + 1) + 1e-9)
     if j < 1:
-        raise ValueError(f"{len(p_none)} requests are too few for a false injection of {false_injection}")
-    return float(np.nextafter(np.sort(p_none)[-j], 2.0))
+        raise ValueError(f"{len(z_none)} requests are too few for a false injection of {false_injection}")
+    return float(np.nextafter(np.sort(z_none)[-j], np.inf))
 
 
-def point_at(threshold: float, p: Doubles, y: Bools, top_fits: Bools, none_share: float) -> Point:
-    """What a threshold does to requests `[S]`, at the assumed share of those that nothing fits."""
-    answered = p >= threshold
+def point_at(cut: float, curve: Curve, z: Doubles, y: Bools, top_fits: Bools, none_share: float) -> Point:
+    """What a cut does to requests with predictors z `[S]`, at the assumed share of those that nothing fits."""
+    answered = z >= cut
     injected, kept = float(answered[~y].mean()), float(answered[y].mean())
     right = float((answered & top_fits)[y].mean())
     coverage = min(none_share * injected + (1 - none_share) * kept, 1.0)
     wrong = coverage - (1 - none_share) * right
     return Point(
-        threshold=threshold,
+        threshold=float(curve.at(cut)),
         coverage=coverage,
         risk=min(max(wrong / coverage, 0.0), 1.0) if coverage else 0.0,
         injected=injected,
@@ -123,7 +123,7 @@ def point_at(threshold: float, p: Doubles, y: Bools, top_fits: Bools, none_share
     )
 
 
-def points_along(p: Doubles, y: Bools, top_fits: Bools, none_share: float) -> tuple[Point, ...]:
-    """The risk-coverage curve, at 0 and at quantiles of the probabilities, by rising threshold."""
-    thresholds = np.unique(np.concatenate([[0.0], np.quantile(p, np.linspace(0, 1, _NUM_POINTS), method="higher")]))
-    return tuple(point_at(float(threshold), p, y, top_fits, none_share) for threshold in thresholds)
+def points_along(curve: Curve, z: Doubles, y: Bools, top_fits: Bools, none_share: float) -> tuple[Point, ...]:
+    """The risk-coverage curve, at quantiles of the predictors, by rising threshold."""
+    cuts = np.unique(np.quantile(z, np.linspace(0, 1, _NUM_POINTS), method="higher"))
+    return tuple(point_at(float(cut), curve, z, y, top_fits, none_share) for cut in cuts)

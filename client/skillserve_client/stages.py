@@ -22,12 +22,12 @@ from skillserve_client.calibration import (
 )
 from skillserve_client.fitting import assign_folds, fit_curve, held_out
 from skillserve_client.reliability import (
+    cut_for,
     fit_of,
     log_losses,
     point_at,
     points_along,
     reliability,
-    threshold_for,
 )
 from skillserve_client.samples import Samples, Weights
 
@@ -64,31 +64,34 @@ def fit_stage(samples: Samples, stage: StageName, depth: int, settings: Calibrat
     verified = samples.where("answerable", "none")
     judges = Weights(none_share=settings.none_share, left_out_share=0.0).of(samples.outcomes)
 
-    def unseen(kind: Kind, features: Sequence[Feature]) -> Doubles:
+    def unseen(kind: Kind, features: Sequence[Feature]) -> tuple[Doubles, Doubles]:
         return held_out(kind, features, samples.features, y, weights, folds)
 
-    losses = {features: log_losses(unseen("platt", features), y)[verified] for features in _FEATURE_SETS[stage]}
+    losses = {features: log_losses(unseen("platt", features)[1], y)[verified] for features in _FEATURE_SETS[stage]}
     features = _simplest_as_good(losses, judges[verified])
-    p = {kind: unseen(kind, features) for kind in KINDS}
+    z, _ = unseen("platt", features)  # isotonic curves step along the same predictors
+    p = {each: unseen(each, features)[1] for each in KINDS}
     kind = _simplest_as_good({each: log_losses(p[each], y)[verified] for each in KINDS}, judges[verified])
-    seen = (p[kind][verified], y[verified])
-    at = (*seen, samples.top_fits[verified], settings.none_share)
-    threshold = threshold_for(p[kind][samples.where("none")], settings.false_injection)
-    left_out = p[kind][samples.where("left out")]
+    request = fit_curve(kind, features, samples.features, y, weights)
+    outcome = (request, z[verified], y[verified], samples.top_fits[verified], settings.none_share)
+    cut = cut_for(z[samples.where("none")], settings.false_injection)
+    left_out = z[samples.where("left out")]
     hit, hit_fits = _fit_hits(samples, judges, folds)
     return StageCalibration(
         depth=depth,
-        request=fit_curve(kind, features, samples.features, y, weights),
+        request=request,
         hit=hit,
-        threshold=threshold,
-        at_threshold=point_at(threshold, *at),
-        left_out_injected=float((left_out >= threshold).mean()) if len(left_out) else 0.0,
+        cut=cut,
+        threshold=float(request.at(cut)),
+        at_threshold=point_at(cut, *outcome),
+        left_out_injected=float((left_out >= cut).mean()) if len(left_out) else 0.0,
         request_fits={each: fit_of(p[each][verified], y[verified], judges[verified]) for each in KINDS},
         hit_fits=hit_fits,
         feature_losses={"+".join(names): _mean(loss, judges[verified]) for names, loss in losses.items()},
-        points=points_along(*at),
+        points=points_along(*outcome),
         bins=tuple(
-            Bin(share=share, probability=mean, rate=rate) for share, mean, rate in reliability(*seen, judges[verified])
+            Bin(share=share, probability=mean, rate=rate)
+            for share, mean, rate in reliability(p[kind][verified], y[verified], judges[verified])
         ),
     )
 
@@ -100,7 +103,7 @@ def _fit_hits(samples: Samples, judges: Doubles, folds: npt.NDArray[np.int64]) -
     features: tuple[Feature, ...] = ("score",)
     columns: dict[Feature, Doubles] = {"score": samples.hit_scores}
     y = samples.hit_fits
-    p = {kind: held_out(kind, features, columns, y, weights, folds[samples.hit_owners]) for kind in KINDS}
+    p = {kind: held_out(kind, features, columns, y, weights, folds[samples.hit_owners])[1] for kind in KINDS}
     kind = _simplest_as_good({each: log_losses(p[each], y) for each in KINDS}, weights)
     return fit_curve(kind, features, columns, y, weights), {each: fit_of(p[each], y, weights) for each in KINDS}
 

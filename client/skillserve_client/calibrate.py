@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from skillserve.config import CalibrateSettings, IndexSettings, SearchSettings
-from skillserve.console import progress
+from skillserve.console import progress, talk
 from skillserve.errors import BundleError
 from skillserve_client.asked import read_known
 from skillserve_client.bundle import Bundle, live_version, open_bundle, publish, read_files
@@ -28,6 +28,8 @@ from skillserve_client.wire import Inference
 __all__ = ["Calibrated", "calibrate_bundle"]
 
 _LEAST_ANSWERABLE = 20
+_MUCH_LOST = 0.2
+"""Share of the answerable requests whose loss is worth a warning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,12 @@ def calibrate_bundle(
         for stage, considered in depths.items():
             stages[stage] = fit_stage(sample(scored, stage, considered), stage, considered, settings)
             bar.advance()
+    for stage, found in stages.items():
+        if found.at_threshold.lost > _MUCH_LOST:
+            talk(
+                f"Warning: at its threshold the {stage} stage refuses {found.at_threshold.lost:.0%} of the answerable "
+                f"requests. Its scores tell little: allow a larger --false-injection, or search with --no-abstain."
+            )
     calibration = Calibration(
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         requests_digest=known.digest,

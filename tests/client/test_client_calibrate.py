@@ -14,13 +14,11 @@ import pytest
 
 from skillserve.cli import main
 from skillserve.config import CalibrateSettings, ClientSettings, IndexSettings, SearchSettings
-from skillserve.console import progress
 from skillserve.errors import BundleError, CatalogueError, RequestRejected, ServerOverloaded
 from skillserve_client import Searcher, build_bundle, open_bundle
 from skillserve_client import bundle as bundle_module
 from skillserve_client.calibrate import Calibrated, calibrate_bundle
 from skillserve_client.check import check_bundle
-from skillserve_client.samples import Asked, Scored, Weights, sample, score_requests
 
 WORDS = ["resize", "image", "photo", "pdf", "merge", "table", "sheet", "email", "send", "git", "commit", "chart"]
 PAIRS = list(itertools.combinations(WORDS, 2))
@@ -110,44 +108,6 @@ def test_the_record_says_what_it_rests_on(known: World, fake: Any) -> None:
         assert "score" in stage.feature_losses
         assert stage.at_threshold.injected <= 0.1
         assert stage.points[0].coverage == pytest.approx(1)
-
-
-def test_one_scoring_gives_both_rankings_and_the_candidates_that_move_up_are_reranked(known: World, fake: Any) -> None:
-    """Leaving a skill out of the samples equals leaving it out of the catalogue."""
-    bundle = open_bundle(known.index.bundles)
-    asked = [Asked(text="pdf merge x", golds=frozenset({"pdf-merge"})), Asked(text="q w", golds=frozenset())]
-    scored = score_requests(bundle, asked, fake, 10, progress)
-    assert [len(each.scores) for each in scored] == [11, 10]
-    rows = [row for row in known.catalogue.read_text().splitlines() if '"pdf-merge"' not in row]
-    smaller = write(known.catalogue.with_name("smaller.jsonl"), [json.loads(row) for row in rows])
-    elsewhere = known.index.model_copy(update={"bundles": known.index.bundles.with_name("elsewhere")})
-    build_bundle(smaller, fake, index=elsewhere)
-    without = score_requests(open_bundle(elsewhere.bundles), [asked[0]], fake, 10, progress)
-    for stage in ("rerank", "embed"):
-        full = sample(scored, stage, 10)
-        assert full.outcomes == ("answerable", "left out", "none")
-        assert full.top_fits.tolist() == [True, False, False]
-        expected = sample(
-            [Scored(fits=without[0].fits, similarities=without[0].similarities, scores=without[0].scores, num_golds=0)],
-            stage,
-            10,
-        )
-        for name, values in expected.features.items():
-            assert full.features[name][1] == pytest.approx(values[0]), (stage, name)
-        assert full.hit_fits.sum() == 1
-        assert len(full.hit_scores) == 20
-
-
-def test_weights_follow_the_shares_and_an_absent_kind_leaves_its_share_to_its_like() -> None:
-    outcomes = ["answerable"] * 6 + ["left out"] * 6 + ["none"] * 2
-    found = Weights(none_share=0.4, left_out_share=0.25).of(outcomes)
-    total = found.sum()
-    assert total == pytest.approx(14)
-    assert [found[:6].sum() / total, found[6:12].sum() / total, found[12:].sum() / total] == pytest.approx(
-        [0.6, 0.1, 0.3]
-    )
-    alone = Weights(none_share=0.4, left_out_share=0.25).of(["answerable", "none"])
-    assert (alone / alone.sum()).tolist() == pytest.approx([0.6, 0.4])
 
 
 def test_probabilities_follow_the_assumed_share_and_the_threshold_does_not_care(known: World, fake: Any) -> None:
@@ -252,6 +212,16 @@ def test_requests_of_another_catalogue_are_left_out_and_all_of_them_refused(
 def test_requests_with_skills_are_no_requests_that_nothing_fits(known: World, fake: Any) -> None:
     with pytest.raises(CatalogueError, match="with `skill_ids`"):
         known.calibrate(fake, none=known.other)
+
+
+def test_a_threshold_that_costs_much_is_warned_of(known: World, fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Requests that nothing fits, said to be, and that look like all the others."""
+    rows = [json.loads(row) for row in known.other.read_text().splitlines()]
+    write(known.none, [{"id": row["id"], "query": row["query"]} for row in rows])
+    found = known.calibrate(fake).calibration
+    assert all(stage.at_threshold.lost > 0.5 for stage in found.stages.values())
+    said = " ".join(capsys.readouterr().err.split())
+    assert all(f"the {stage} stage refuses" in said for stage in ("rerank", "embed"))
 
 
 def test_another_model_on_the_server_is_refused(known: World, fake: Any) -> None:

@@ -46,12 +46,14 @@ def _risk_coverage(axes: Axes, stage: StageCalibration, title: str) -> None:
     axes.plot(coverage, [point.injected for point in points], color=_MARK, label="no skill fits, yet answered")
     axes.plot(coverage, [point.lost for point in points], color=_FAINT, label="some skill fits, yet abstained")
     axes.axvline(chosen.coverage, color="black", linestyle="--", linewidth=1)
+    left = chosen.coverage > 0.5  # the words stand where there is room
     axes.annotate(
         f"threshold {stage.threshold:.3f}\ninjected {chosen.injected:.1%}, lost {chosen.lost:.1%}",
         (chosen.coverage, 0.97),
-        xytext=(6, 0),
+        xytext=(-6 if left else 6, 0),
         textcoords="offset points",
         va="top",
+        ha="right" if left else "left",
         fontsize=9,
     )
     axes.set(title=title, xlabel="coverage: share of requests answered", ylabel="share", xlim=(0, 1), ylim=(0, 1))

@@ -2,6 +2,7 @@
 
 from skillserve_client.build import Built, build_bundle
 from skillserve_client.bundle import Bundle, open_bundle
+from skillserve_client.calibration import Calibration
 from skillserve_client.manifest import Manifest, Quality
 from skillserve_client.search import AsyncSearcher, Searcher
 from skillserve_client.triton import AsyncTriton, Triton
@@ -13,6 +14,7 @@ __all__ = [
     "AsyncTriton",
     "Built",
     "Bundle",
+    "Calibration",
     "Inference",
     "Manifest",
     "Quality",

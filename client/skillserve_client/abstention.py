@@ -39,8 +39,8 @@ def judge(bundle: Bundle, scores: Floats, similarities: Floats, *, abstain: bool
     if len(considered) != min(stage.depth, bundle.manifest.num_skills):
         return _unsure(f"calibrated for {stage.depth} reranked candidates, not {len(considered)}", abstain=abstain)
     features = describe(considered, similarities)
-    probability = float(stage.request.probabilities(features))
-    fits = probability >= stage.threshold
+    z = float(stage.request.predictors(features))
+    probability, fits = float(stage.request.at(z)), z >= stage.cut
     said = f"probability {probability:.3f} that a skill fits, the threshold is {stage.threshold:.3f}"
     return Verdict(
         probability=probability,

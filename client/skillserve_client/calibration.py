@@ -117,7 +117,11 @@ class Curve(Record):
 
     def probabilities(self, features: Mapping[Feature, npt.ArrayLike]) -> Doubles:
         """Probabilities, of one request or of many."""
-        z = self.predictors(features)
+        return self.at(self.predictors(features))
+
+    def at(self, z: npt.ArrayLike) -> Doubles:
+        """Probabilities of linear predictors."""
+        z = np.asarray(z, np.float64)
         if self.kind == "isotonic":
             corners = [knot.z for knot in self.knots], [knot.probability for knot in self.knots]
             return np.asarray(np.interp(z, *corners), np.float64)
@@ -164,8 +168,10 @@ class StageCalibration(Record):
     """Candidates that the features look at; a reranking of another depth has scores of another distribution."""
     request: Curve
     hit: Curve
+    cut: Finite
+    """An answer whose linear predictor is lower abstains."""
     threshold: Share
-    """An answer whose probability is lower abstains."""
+    """The probability of the cut: what is shown. A flat piece of an isotonic curve may lie on both sides of the cut."""
     at_threshold: Point
     left_out_injected: Share
     """Share of the requests whose own skills were left out that get an answer; a neighbour of those may well fit."""

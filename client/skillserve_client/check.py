@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ from skillserve.console import progress, talk
 from skillserve.errors import BundleError, CatalogueError
 from skillserve_client.asked import read_known
 from skillserve_client.bundle import open_bundle
-from skillserve_client.calibration import Doubles, StageCalibration, StageName
+from skillserve_client.calibration import StageCalibration, StageName
 from skillserve_client.manifest import Record, Sha256, Version
-from skillserve_client.reliability import ece, point_at
+from skillserve_client.reliability import ece, point_at, wilson
 from skillserve_client.samples import Samples, Weights, sample, score_requests
 from skillserve_client.search import check_models
 from skillserve_client.wire import Inference
@@ -29,7 +28,10 @@ _QUANTILES = (0.025, 0.975)
 
 
 class Estimate(Record):
-    """A measured share with its 95 % interval (percentile bootstrap over requests, Efron 1979)."""
+    """A measured figure with its 95 % interval.
+
+    Of a plain share of requests it is Wilson's; of anything else the percentile bootstrap over requests (Efron 1979).
+    """
 
     value: float
     low: float
@@ -117,30 +119,39 @@ def check_stage(
     stage: StageCalibration, samples: Samples, none_share: float, settings: CalibrateSettings
 ) -> StageCheck:
     """Figures of one stage; resamples draw answerable requests and those that nothing fits each among themselves."""
-    p = stage.request.probabilities(samples.features)
-    places = {outcome: np.flatnonzero(samples.where(outcome)) for outcome in ("answerable", "none", "left out")}
-    weights = Weights(none_share=none_share, left_out_share=0.0)
+    z, labels = stage.request.predictors(samples.features), samples.labels
+    p, answered = stage.request.at(z), z >= stage.cut
+    answerable, none = (np.flatnonzero(samples.where(kind)) for kind in ("answerable", "none"))
+    known = np.concatenate([answerable, none])
+    # Resamples keep the number of either kind, and so the weights.
+    w = Weights(none_share=none_share, left_out_share=0.0).of([samples.outcomes[row] for row in known])
 
-    def figures(draw: Callable[[Rows], Rows]) -> Doubles:
-        rows = np.concatenate([draw(places["answerable"]), draw(places["none"])])
-        y, left_out = samples.labels[rows], p[draw(places["left out"])]
-        w = weights.of([samples.outcomes[row] for row in rows])
-        at = point_at(stage.threshold, p[rows], y, samples.top_fits[rows], none_share)
-        passed = (left_out >= stage.threshold).mean() if len(left_out) else 0.0
-        return np.array([1 - at.injected, at.lost, passed, ece(p[rows], y, w), at.coverage, at.risk])
+    def figures(rows: Rows) -> tuple[float, float, float]:
+        y = labels[rows]
+        at = point_at(stage.cut, stage.request, z[rows], y, samples.top_fits[rows], none_share)
+        return ece(p[rows], y, w), at.coverage, at.risk
 
     chance = np.random.default_rng(settings.seed)
-    values = figures(lambda rows: rows)
-    drawn = np.stack(
-        [
-            figures(lambda rows: chance.choice(rows, len(rows)) if len(rows) else rows)
-            for _ in range(settings.num_resamples)
-        ]
+    drawn = [
+        figures(np.concatenate([chance.choice(rows, len(rows)) for rows in (answerable, none)]))
+        for _ in range(settings.num_resamples)
+    ]
+    intervals = np.quantile(drawn, _QUANTILES, axis=0).T.tolist()
+    error, coverage, risk = (
+        Estimate(value=value, low=low, high=high) for value, (low, high) in zip(figures(known), intervals, strict=True)
     )
-    low, high = np.quantile(drawn, _QUANTILES, axis=0)
-    names = ("none_abstained", "answerable_lost", "left_out_injected", "ece", "coverage", "risk")
-    found = {
-        name: Estimate(value=float(v), low=float(a), high=float(b))
-        for name, v, a, b in zip(names, values, low, high, strict=True)
-    }
-    return StageCheck(threshold=stage.threshold, **found)
+    return StageCheck(
+        threshold=stage.threshold,
+        none_abstained=_share(~answered[none]),
+        answerable_lost=_share(~answered[answerable]),
+        left_out_injected=_share(answered[samples.where("left out")]),
+        ece=error,
+        coverage=coverage,
+        risk=risk,
+    )
+
+
+def _share(happened: npt.NDArray[np.bool_]) -> Estimate:
+    num, of = int(happened.sum()), len(happened)
+    low, high = wilson(num, of)
+    return Estimate(value=num / of if of else 0.0, low=low, high=high)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 _TITLES: dict[StageName, str] = {"rerank": "reranked answers", "embed": "embed-only answers"}
-_WIDTH_IN, _HEIGHT_IN, _DPI = 11.0, 4.6, 130
+_WIDTH_IN, _HEIGHT_IN, _DPI = 13.0, 5.0, 110
 _LINE, _MARK, _FAINT = "#1f5fa8", "#c23b22", "#888888"
 
 
@@ -46,16 +46,18 @@ def _risk_coverage(axes: Axes, stage: StageCalibration, title: str) -> None:
     axes.plot(coverage, [point.injected for point in points], color=_MARK, label="no skill fits, yet answered")
     axes.plot(coverage, [point.lost for point in points], color=_FAINT, label="some skill fits, yet abstained")
     axes.axvline(chosen.coverage, color="black", linestyle="--", linewidth=1)
+    left = chosen.coverage > 0.5  # the words stand where there is room
     axes.annotate(
         f"threshold {stage.threshold:.3f}\ninjected {chosen.injected:.1%}, lost {chosen.lost:.1%}",
         (chosen.coverage, 0.97),
-        xytext=(6, 0),
+        xytext=(-6 if left else 6, 0),
         textcoords="offset points",
         va="top",
+        ha="right" if left else "left",
         fontsize=9,
     )
     axes.set(title=title, xlabel="coverage: share of requests answered", ylabel="share", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(loc="upper left", fontsize=9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=8, frameon=False)
     axes.grid(alpha=0.3)
 
 
@@ -72,5 +74,5 @@ def _reliability(axes: Axes, stage: StageCalibration, title: str) -> None:
         xlim=(0, 1),
         ylim=(0, 1),
     )
-    axes.legend(loc="upper left", fontsize=9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=8, frameon=False)
     axes.grid(alpha=0.3)

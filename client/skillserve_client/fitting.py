@@ -54,7 +54,7 @@ def fit_curve(kind: Kind, features: Sequence[Feature], columns: Columns, labels:
     )
     if kind == "platt":
         return platt
-    least = 1 / (len(labels) + 2)
+    least = 1 / ((weights > 0).sum() + 2)
     steps = IsotonicRegression(y_min=least, y_max=1 - least).fit(platt.predictors(columns), labels, weights)
     corners = zip(steps.X_thresholds_, steps.y_thresholds_, strict=True)
     knots = tuple(Knot(z=float(z), probability=float(p)) for z, p in corners)
@@ -68,15 +68,16 @@ def held_out(
     labels: Bools,
     weights: Doubles,
     folds: npt.NDArray[np.int64],
-) -> Doubles:
-    """Probabilities `[S]`, each from a curve fitted without the sample's own fold."""
-    found = np.full(len(labels), math.nan)
+) -> tuple[Doubles, Doubles]:
+    """Linear predictors and probabilities `[S]`, each from a curve fitted without the sample's own fold."""
+    z, p = np.full((2, len(labels)), math.nan)
     for fold in np.unique(folds):
         inside, outside = folds != fold, folds == fold
         seen = {name: columns[name][inside] for name in features}
         curve = fit_curve(kind, features, seen, labels[inside], weights[inside])
-        found[outside] = curve.probabilities({name: columns[name][outside] for name in features})
-    return found
+        z[outside] = curve.predictors({name: columns[name][outside] for name in features})
+        p[outside] = curve.at(z[outside])
+    return z, p
 
 
 def assign_folds(

@@ -135,7 +135,7 @@ class CalibrateSettings(_Section):
         0.5,
         gt=0,
         lt=1,
-        description="assumed share of requests that no skill fits; probabilities depend on it, the threshold does not",
+        description="assumed share of requests that no skill fits; probabilities depend on it, refusals do not",
     )
     left_out_share: float = Field(
         0.0,

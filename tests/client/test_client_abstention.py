@@ -39,12 +39,22 @@ STEPPED = Curve(
 )
 
 
+def cut_of(curve: Curve, threshold: float) -> float:
+    """The predictor whose probability this is, by bisection."""
+    low, high = -50.0, 50.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if curve.at(middle) < threshold else (low, middle)
+    return high
+
+
 def stage(depth: int, threshold: float, request: Curve = LOGIT) -> StageCalibration:
     point = Point(threshold=threshold, coverage=0.5, risk=0.1, injected=0.05, lost=0.1)
     return StageCalibration(
         depth=depth,
         request=request,
         hit=LOGIT,
+        cut=cut_of(request, threshold),
         threshold=threshold,
         at_threshold=point,
         left_out_injected=0.5,
@@ -190,3 +200,13 @@ def test_a_calibration_of_something_else_is_refused(
     )
     with pytest.raises(BundleError, match=said):
         open_bundle(bundles)
+
+
+def test_requests_of_equal_probability_may_lie_on_both_sides_of_the_cut(bundles: Path, fake: Any) -> None:
+    """A plateau of an isotonic curve ties them; their order does not."""
+    flat = LOGIT.model_copy(update={"kind": "isotonic", "knots": (Knot(z=0.0, probability=0.7),)})
+    rerank = stage(DEFAULT_DEPTH, 0.7).model_copy(update={"request": flat, "cut": 0.0})
+    bundle = calibrated(open_bundle(bundles), rerank=rerank, embed=stage(EMBED_DEPTH, 0.9))
+    answers = [Searcher(bundle, fake).search(query) for query in ("merge pdf", "zzz")]
+    assert [answer.probability for answer in answers] == [0.7, 0.7]
+    assert [answer.status for answer in answers] == ["ok", "abstained"]

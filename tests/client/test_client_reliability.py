@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from skillserve_client.calibration import Curve
 from skillserve_client.reliability import (
     brier,
+    cut_for,
     ece,
     fit_of,
     least_none,
@@ -16,8 +18,10 @@ from skillserve_client.reliability import (
     point_at,
     points_along,
     reliability,
-    threshold_for,
+    wilson,
 )
+
+LOGISTIC = Curve(kind="platt", features=("score",), coefficients=(1.0,), intercept=0.0)
 
 
 def test_ece_is_what_it_is_by_hand() -> None:
@@ -67,7 +71,7 @@ def test_a_threshold_keeps_its_promise_on_new_requests() -> None:
     for asked, num in ((0.05, 19), (0.05, 200), (0.2, 37)):
         injected = []
         for _ in range(2000):
-            threshold = threshold_for(chance.beta(1, 5, num), asked)
+            threshold = cut_for(chance.beta(1, 5, num), asked)
             injected.append((chance.beta(1, 5, 50) >= threshold).mean())
         assert np.mean(injected) <= asked + 0.005
         assert np.mean(injected) >= math.floor(asked * (num + 1)) / (num + 1) - 0.005
@@ -75,38 +79,45 @@ def test_a_threshold_keeps_its_promise_on_new_requests() -> None:
 
 def test_a_threshold_stands_just_above_the_last_request_that_it_refuses() -> None:
     p = np.linspace(0.01, 0.99, 99)
-    threshold = threshold_for(p, 0.05)  # j = 5
+    threshold = cut_for(p, 0.05)  # j = 5
     assert (p >= threshold).sum() == 4
-    assert threshold == np.nextafter(p[-5], 2)
+    assert threshold == np.nextafter(p[-5], np.inf)
+
+
+def test_wilsons_interval_is_what_a_textbook_says_and_never_certain() -> None:
+    """Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
+    table = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611), (1, 29): (0.0061, 0.1718)}
+    for (num, of), expected in table.items():
+        assert wilson(num, of) == pytest.approx(expected, abs=5e-5)
+    assert wilson(30, 30) == (pytest.approx(0.8865, abs=1e-3), 1.0)
+    assert wilson(0, 0) == (0, 1)
 
 
 @pytest.mark.parametrize(("asked", "least"), [(0.05, 19), (0.02, 49), (0.5, 1), (0.1, 9)])
 def test_the_least_number_of_requests_is_the_first_that_works(asked: float, least: int) -> None:
     assert least_none(asked) == least
-    threshold_for(np.full(least, 0.5), asked)
+    cut_for(np.full(least, 0.5), asked)
     with pytest.raises(ValueError, match="too few"):
-        threshold_for(np.full(least - 1, 0.5), asked)
+        cut_for(np.full(least - 1, 0.5), asked)
 
 
 def test_coverage_and_risk_are_what_they_are_by_hand() -> None:
-    """Four answerable requests, one of them answered wrongly and one lost; two of four others injected... at a mix
-    of one in five.
-    """
-    p = np.array([0.9, 0.8, 0.7, 0.2, 0.9, 0.6, 0.1, 0.1])
+    """Four answerable requests, one of them answered wrongly and one lost; two of four others are injected."""
+    z = np.log(p := np.array([0.9, 0.8, 0.7, 0.2, 0.9, 0.6, 0.1, 0.1])) - np.log(1 - p)
     y = np.array([True] * 4 + [False] * 4)
     top_fits = np.array([True, True, False, True, False, False, False, False])
-    point = point_at(0.5, p, y, top_fits, none_share=0.2)
-    assert (point.injected, point.lost) == (0.5, 0.25)
+    point = point_at(0.0, LOGISTIC, z, y, top_fits, none_share=0.2)
+    assert (point.threshold, point.injected, point.lost) == (0.5, 0.5, 0.25)
     assert point.coverage == pytest.approx(0.2 * 0.5 + 0.8 * 0.75)
     assert point.risk == pytest.approx((0.2 * 0.5 + 0.8 * 0.25) / point.coverage)
-    nothing = point_at(1.0, p, y, top_fits, none_share=0.2)
+    nothing = point_at(9.0, LOGISTIC, z, y, top_fits, none_share=0.2)
     assert (nothing.coverage, nothing.risk, nothing.lost, nothing.injected) == (0, 0, 1, 0)
 
 
 def test_the_curve_runs_from_everything_answered_to_almost_nothing() -> None:
     chance = np.random.default_rng(3)
-    p, y = chance.uniform(size=400), chance.uniform(size=400) < 0.5
-    points = points_along(p, y, y, none_share=0.5)
+    z, y = chance.normal(size=400), chance.uniform(size=400) < 0.5
+    points = points_along(LOGISTIC, z, y, y, none_share=0.5)
     assert points[0].coverage == pytest.approx(1)
     assert [point.threshold for point in points] == sorted({point.threshold for point in points})
     assert [point.coverage for point in points] == sorted((point.coverage for point in points), reverse=True)

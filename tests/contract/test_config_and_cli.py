@@ -206,5 +206,27 @@ def test_a_command_gets_a_flag_for_every_field_and_the_merged_settings(
     assert (settings.search.candidates, settings.search.top_k, settings.client.url) == (30, 9, "a:1")
     flags = {parameter.opts[0] for parameter in typer.main.get_command(app).params}
     fields = {f"--{name.replace('_', '-')}" for name in SearchSettings.model_fields}
+    assert {name for parameter in typer.main.get_command(app).params for name in parameter.secondary_opts} == {
+        "--no-abstain"
+    }
     assert fields | {"--url", "--config", "--json", "query"} <= flags | {"query"}
     assert "--timeout-s" not in flags
+
+
+@pytest.mark.parametrize(("given", "merged"), [([], False), (["--abstain"], True), (["--no-abstain"], False)])
+def test_a_yes_or_no_has_two_flags_and_neither_means_not_given(
+    given: list[str],
+    merged: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SKILLSERVE_SEARCH_ABSTAIN", "false")
+    app, seen = typer.Typer(), []
+
+    @app.command()
+    @with_settings("search.abstain")
+    def command(*, settings: Settings) -> None:
+        """Find."""
+        seen.append(settings.search.abstain)
+
+    assert CliRunner().invoke(app, given).exit_code == 0
+    assert seen == [merged]

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "optimum", "sentence-transformers", "nvidia-pytriton"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "optimum",
+    "sentence-transformers",
+    "nvidia-pytriton",
+    "matplotlib",
+}
 
 pytestmark = pytest.mark.e2e
 

@@ -291,3 +291,12 @@ def test_the_command_writes_nothing_where_it_cannot_do_what_is_asked(
     assert main(["mine", "--data", str(tiny_data), *arguments, "--out", str(out), "--json"]) == code
     assert said in capsys.readouterr().out
     assert not out.exists()
+
+
+def test_a_place_that_cannot_be_written_is_found_out_before_the_work(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mine", "--data", str(tiny_data), "--with", "bm25", "--out", str(tmp_path), "--json"]) == 2
+    written = capsys.readouterr()
+    assert json.loads(written.out)["subject"] == f"option --out `{tmp_path}`"
+    assert "bm25" not in written.err

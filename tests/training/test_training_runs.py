@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from skillserve.card import ModelCard, read_card
 from skillserve.cli import main
@@ -16,6 +17,7 @@ from skillserve.config import TrainSettings
 from skillserve.errors import ConfigError
 from skillserve.publish import sha256_of
 from skillserve_training import read_training_data, resolve_base, train_embedder, train_reranker
+from skillserve_training.contrast import Contrast
 from skillserve_training.weights import open_embedder, open_reranker
 
 Train = Callable[..., ModelCard]
@@ -72,6 +74,63 @@ def test_a_diverging_run_names_the_step_and_the_knob(train: Train, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"training step \d+ of .*--learning-rate"):
         train("out", learning_rate=1e30)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.checkpoints"]
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault comes in the fourth step; the checkpoint of the second one is what a calmer run may start from."""
+    whole = Contrast.backward
+    steps = iter(range(1, 100))
+
+    def faulty(self: Contrast, *arguments: object) -> torch.Tensor:
+        loss = whole(self, *arguments)  # type: ignore[arg-type]
+        return loss * float("nan") if next(steps) == 4 else loss
+
+    monkeypatch.setattr(Contrast, "backward", faulty)
+    with pytest.raises(ConfigError, match=r"training step 4 of .*a loss that is not finite.*checkpoint of step 2"):
+        train("out", checkpoint_steps=2)
+    assert not (tmp_path / "out").exists()
+    kept = tmp_path / "out.checkpoints" / "checkpoint-2"
+    assert all(torch.isfinite(weight).all() for weight in load_file(kept / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError("none left")])
+def test_where_memory_runs_out_the_knobs_are_named(
+    train: Train, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def greedy(*_: object) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(Contrast, "backward", greedy)
+    with pytest.raises(ConfigError, match=r"--chunk-size 4.*--train-tokens 20.*--batch-size 4"):
+        train("out")
+
+
+def test_the_weights_that_did_best_on_the_hold_out_are_kept(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures are given, so that the second of three measurements is the best one whatever the model learns."""
+    figures = iter([0.1, 0.2, 0.9, 0.3, 0.4])
+    monkeypatch.setattr("skillserve_training.embedder.ndcg", lambda *_: next(figures))
+    card = train("out", evals=3)
+    steps = card.training["steps"]
+    assert card.training["best_step"] == round(steps * 2 / 3)
+    shorter = json.loads((tmp_path / "out" / "training" / "report.json").read_text())["curves"]["holdout_ndcg_at_10"]
+    assert list(shorter.values()) == [0.2, 0.9, 0.3]
+    monkeypatch.undo()
+    last = train("last")
+    assert last.training["best_step"] == steps
+    one, other = (sha256_of(tmp_path / name / "model.safetensors") for name in ("out", "last"))
+    assert one != other
+
+
+def test_a_run_that_gets_no_better_stops(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.5])
+    monkeypatch.setattr("skillserve_training.embedder.ndcg", lambda *_: next(figures))
+    card = train("out", evals=8, patience=2)
+    assert card.training["steps"] == round(3 / 8 * 12)
+    assert card.training["best_step"] == round(1 / 8 * 12)
 
 
 @pytest.fixture

@@ -36,7 +36,9 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        "skillserve.demo:demo", None, "Run the whole line on the sample catalogue: train, export, serve, index, search."
+        "skillserve.demo:demo",
+        None,
+        "Run the whole line on the sample catalogue: train, export, serve, index, calibrate, search.",
     ),
     "train": Command("skillserve_training.cli:train", "training", "Fine-tune an embedder or a reranker."),
     "mine": Command(

@@ -74,7 +74,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="where everything is kept between runs")] = Path(".demo"),
     fresh: Annotated[bool, typer.Option("--fresh", help="run every step, current or not")] = False,
 ) -> None:
-    """Run the whole line on the sample catalogue: train, export, serve, index, search."""
+    """Run the whole line on the sample catalogue: train, export, serve, index, calibrate, search."""
     if not (data / "skills").is_dir():
         raise UsageError(
             f"data folder `{data}`",
@@ -89,10 +89,17 @@ def demo(
     repository = out / "model_repository"
     with ExitStack() as stack:
         url = stack.enter_context(_server(repository, out / "server.log"))
-        talk("\n[6/7] Build a bundle of the catalogue, and measure on its test requests whether reranking helps")
+        talk("\n[6/8] Build a bundle of the catalogue, and measure on its test requests whether reranking helps")
         bundles = ("--bundles", str(out / "bundles"), "--url", url)
         _skillserve("index", str(catalogue), "--models", str(repository), "--queries", str(queries), *bundles)
-        talk("\n[7/7] Answer three requests. No skill fits the last one; so far only its low similarities tell")
+        talk("\n[7/8] Learn from requests that no skill fits when to say so")
+        none = data / "queries" / "test-none.jsonl"
+        if none.is_file():
+            known = ("--requests", str(queries), "--none", str(none))
+            _skillserve("calibrate", *known, "--report", str(out / "report"), *bundles)
+        else:
+            talk(f"      no {none}: searches will not abstain")
+        talk("\n[8/8] Answer three requests. No skill fits the last one")
         requests = out / "requests.jsonl"
         write_text(requests, _json_lines({"id": name, "query": text} for name, text in REQUESTS.items()))
         _skillserve("search", "--file", str(requests), *bundles)
@@ -142,7 +149,7 @@ def _steps(data: Path, base: str, out: Path) -> Iterator[_Step]:
 
 
 def _run_step(number: int, step: _Step, out: Path, *, fresh: bool) -> None:
-    talk(f"\n[{number}/7] {step.title}")
+    talk(f"\n[{number}/8] {step.title}")
     stamp = out / "stamps" / step.name
     key = _key(step)
     if not fresh and step.writes.is_dir() and stamp.is_file() and stamp.read_text() == key:
@@ -189,7 +196,7 @@ def _command(*arguments: str) -> list[str]:
 @contextmanager
 def _server(repository: Path, log: Path) -> Iterator[str]:
     """A running server on free ports; yields its gRPC address."""
-    talk("\n[5/7] Start Triton")
+    talk("\n[5/8] Start Triton")
     ports = [f"--{kind}-port={port}" for kind, port in zip(("http", "grpc", "metrics"), _free_ports(3), strict=True)]
     arguments = ("serve", "--repository", str(repository), "--json", "--log-file", str(log), *ports)
     talk(f"      $ skillserve {shlex.join(arguments)}")

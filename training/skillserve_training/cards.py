@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from skillserve.card import ModelCard, Pooling
+from skillserve.console import talk
 from skillserve.errors import ConfigError
 from skillserve.tensors import Role
 from skillserve_training.base import MINILM, Base
@@ -83,6 +84,7 @@ def _pooling(base: Base, family: Family) -> Pooling:
         _refuse_unknown_modules(base)
     file = base.folder / "1_Pooling" / "config.json"
     if not file.is_file():
+        talk(f"Base {base.name} states no pooling; `{family.poolings[0]}` is usual for {family.config.model_type}.")
         return family.poolings[0]
     told = read_json(file)
     modes = [str(told["pooling_mode"])] if told.get("pooling_mode") else []

@@ -16,9 +16,13 @@ pytestmark = pytest.mark.e2e
 def test_the_demo_runs_and_runs_again_from_what_is_current(
     tiny_embedder: Path, sample_data: Path, tmp_path: Path, skillserve: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """Train → export → serve → index → search; the second run trains and exports nothing."""
+    """Train → export → serve → index → calibrate → search; the second run trains and exports nothing."""
     arguments = ("demo", "--data", str(sample_data), "--base", str(tiny_embedder), "--out", str(tmp_path / "demo"))
-    limits = {"SKILLSERVE_TRAIN_MAX_TOKENS": "48", "SKILLSERVE_TRAIN_EPOCHS": "0.2"}
+    limits = {
+        "SKILLSERVE_TRAIN_MAX_TOKENS": "48",
+        "SKILLSERVE_TRAIN_EPOCHS": "0.2",
+        "SKILLSERVE_TRAIN_FROZEN_LAYERS": "0",
+    }
     first = skillserve(*arguments, **limits)
     assert "current:" not in first.stderr
     for name in REQUESTS:

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from skillserve.config import Settings
 from skillserve.flags import Json, with_settings
+from skillserve.settings import Settings
 from skillserve_bench.environment import Environment, observe, portable_command
 from skillserve_bench.peers.sentence_transformers import PACKAGES
 from skillserve_bench.report import Findings, Report, deliver

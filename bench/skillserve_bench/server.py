@@ -20,8 +20,8 @@ from typing import Any
 from tritonclient.grpc import InferenceServerClient
 
 from skillserve import errors
-from skillserve.config import ClientSettings
 from skillserve.console import talk
+from skillserve.settings import ClientSettings
 from skillserve_client import Triton
 
 __all__ = ["Server", "given_server", "started_server"]

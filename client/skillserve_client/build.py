@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from skillserve.config import IndexSettings, SearchSettings
 from skillserve.console import progress, talk
 from skillserve.errors import BundleError, CatalogueError
 from skillserve.framing import RerankerTokens, mend
 from skillserve.records import Skill
+from skillserve.settings import IndexSettings, SearchSettings
 from skillserve.skillfile import read_skills
 from skillserve.tensors import Ids, Role
 from skillserve_client.bundle import Bundle, live_version, open_bundle, publish

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from skillserve.config import CalibrateSettings, IndexSettings, SearchSettings
 from skillserve.console import progress, talk
 from skillserve.errors import BundleError
+from skillserve.settings import CalibrateSettings, IndexSettings, SearchSettings
 from skillserve_client.asked import read_known
 from skillserve_client.bundle import Bundle, live_version, open_bundle, publish, read_files
 from skillserve_client.calibration import EMBED_DEPTH, Calibration, StageCalibration, StageName

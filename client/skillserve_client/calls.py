@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from skillserve.config import ClientSettings
 from skillserve.errors import ConfigError, DeadlineExceeded, ServerUnreachable
+from skillserve.settings import ClientSettings
 from skillserve.tensors import Role
 from skillserve_client.wire import ServedModel
 

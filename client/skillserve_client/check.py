@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from skillserve.config import CalibrateSettings, IndexSettings
 from skillserve.console import progress, talk
 from skillserve.errors import BundleError, CatalogueError
+from skillserve.settings import CalibrateSettings, IndexSettings
 from skillserve_client.asked import read_known
 from skillserve_client.bundle import open_bundle
 from skillserve_client.calibration import StageCalibration, StageName

@@ -11,12 +11,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from skillserve.config import Settings
 from skillserve.console import out, print_json, progress, talk
 from skillserve.errors import QueryError, UsageError
 from skillserve.flags import Json, with_settings
 from skillserve.records import Answer, Query
 from skillserve.runs import by_rank, require_writable, write_run
+from skillserve.settings import Settings
 from skillserve.skillfile import read_queries
 from skillserve_client.build import Built, build_bundle
 from skillserve_client.search import Searcher

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from skillserve.config import Settings
 from skillserve.console import out, print_json
 from skillserve.errors import UsageError
 from skillserve.flags import Json, with_settings
 from skillserve.publish import write_bytes, write_text
+from skillserve.settings import Settings
 from skillserve_client.calibrate import Calibrated, calibrate_bundle
 from skillserve_client.calibration import Calibration
 from skillserve_client.check import Check, check_bundle

@@ -17,10 +17,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from skillserve.config import SearchSettings
 from skillserve.errors import DeadlineExceeded, RepositoryError, ServerError, SkillserveError
 from skillserve.framing import CutText
 from skillserve.records import Answer, Hit
+from skillserve.settings import SearchSettings
 from skillserve.tensors import Ids, Role
 from skillserve_client.abstention import Verdict, judge
 from skillserve_client.bundle import Bundle

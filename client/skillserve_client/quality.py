@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from skillserve.config import SearchSettings
 from skillserve.console import Bar
 from skillserve.errors import CatalogueError
 from skillserve.metrics import evaluate
 from skillserve.records import Qrels, Query
+from skillserve.settings import SearchSettings
 from skillserve.skillfile import read_qrels, read_queries
 from skillserve.tensors import Ids
 from skillserve_client.corpus import Corpus

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from skillserve.config import ClientSettings, IndexSettings, SearchSettings
 from skillserve.errors import BundleError, ConfigError, SkillserveError
 from skillserve.records import Answer
+from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
 from skillserve.tensors import Role
 from skillserve_client.bundle import Bundle, open_bundle
 from skillserve_client.plan import FAILURES, Step, choose_depth, plan_search, proceed

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from skillserve.config import CalibrateSettings
+from skillserve.settings import CalibrateSettings
 from skillserve_client.calibration import (
     KINDS,
     Bin,

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from skillserve.config import ClientSettings, SearchSettings, Settings
 from skillserve.console import progress, talk
 from skillserve.errors import BundleError, ServerError
 from skillserve.records import Answer, Query, Run, Skill
 from skillserve.runs import by_rank
+from skillserve.settings import ClientSettings, SearchSettings, Settings
 from skillserve.systems import require_query_prompt
 from skillserve_client.bundle import Bundle, open_bundle
 from skillserve_client.plan import choose_depth

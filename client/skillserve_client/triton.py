@@ -17,8 +17,8 @@ import tritonclient.grpc as blocking
 import tritonclient.grpc.aio as waiting
 from tritonclient.utils import InferenceServerException
 
-from skillserve.config import ClientSettings
 from skillserve.errors import RepositoryError, ServerUnreachable, SkillserveError
+from skillserve.settings import ClientSettings
 from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Ids, Role
 from skillserve_client.calls import Calls
 from skillserve_client.faults import Attempts, translate

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from skillserve.collection import Collection, Pool, Split, read_collection, read_split
-from skillserve.config import EvaluateSettings, Settings
 from skillserve.console import print_json, talk
 from skillserve.errors import CatalogueError, ConfigError, UsageError
 from skillserve.figures import Figures, measure_runs
@@ -19,6 +18,7 @@ from skillserve.figures_view import show_all, show_headline
 from skillserve.flags import Json, with_settings
 from skillserve.records import Run
 from skillserve.runs import require_writable, write_run
+from skillserve.settings import EvaluateSettings, Settings
 from skillserve.systems import SYSTEMS, System, open_system
 
 __all__ = ["evaluate"]

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from skillserve.bootstrap import Difference, Estimate, difference, estimate, resampled_means
 from skillserve.breakdown import Groups, by_namespace, by_num_golds
 from skillserve.collection import Collection
-from skillserve.config import EvaluateSettings
 from skillserve.metrics import per_query
 from skillserve.records import Run
+from skillserve.settings import EvaluateSettings
 
 __all__ = ["HEADLINE", "Figures", "Group", "K", "measure_runs"]
 

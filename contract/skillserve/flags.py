@@ -18,7 +18,8 @@ from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 
-from skillserve.config import ENV_PREFIX, Settings, load_settings
+from skillserve.config import ENV_PREFIX, load_settings
+from skillserve.settings import Settings
 
 __all__ = ["Json", "with_settings"]
 

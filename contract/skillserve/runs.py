@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skillserve.config import Settings
 from skillserve.errors import CatalogueError, UsageError
 from skillserve.metrics import ranked
 from skillserve.publish import write_text
 from skillserve.records import Query, Run, Skill
 from skillserve.rows import Faults
+from skillserve.settings import Settings
 
 __all__ = ["RunFile", "by_rank", "open_run", "read_run", "require_writable", "run_lines", "write_run"]
 

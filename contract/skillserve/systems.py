@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from skillserve.card import ModelCard
-from skillserve.config import Settings
 from skillserve.errors import CardError
 from skillserve.lazy import load_target
 from skillserve.records import Query, Run, Skill
+from skillserve.settings import Settings
 
 __all__ = ["INSTRUCTED_FAMILIES", "SYSTEMS", "Opener", "System", "SystemKind", "open_system", "require_query_prompt"]
 

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from skillserve.config import Settings
 from skillserve.console import out, print_json, progress, talk
 from skillserve.flags import Json, with_settings
+from skillserve.settings import Settings
 from skillserve_export.parity import require
 from skillserve_export.repository import NUM_STEPS, Exported, export_model, verify_model
 

@@ -19,8 +19,8 @@ from tritonclient.grpc.model_config_pb2 import (
 )
 
 from skillserve.card import ModelCard
-from skillserve.config import ExportSettings
 from skillserve.probe import Probe
+from skillserve.settings import ExportSettings
 from skillserve.tensors import (
     ATTENTION_MASK,
     DIGEST_PARAMETER,

@@ -25,10 +25,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skillserve.card import CARD_FILE, ModelCard, read_card
-from skillserve.config import ExportSettings
 from skillserve.errors import RepositoryError
 from skillserve.probe import PROBE_FILE, Probe
 from skillserve.publish import published_folder, sha256_of
+from skillserve.settings import ExportSettings
 from skillserve.tensors import ATTENTION_MASK, INPUT_IDS, MODEL_NAMES, OUTPUT_NAMES, SEQ_LENS, Layout, pack
 from skillserve_export.config import GRAPH_FILE, WARMUP_FOLDER, model_config, to_pbtxt
 from skillserve_export.families import family_of

@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from skillserve.config import Settings
 from skillserve.console import out, print_json, progress, talk
 from skillserve.flags import Json, with_settings
+from skillserve.settings import Settings
 from skillserve_serving.launcher import Triton, running_server
 from skillserve_serving.supervisor import Event, Supervisor
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from skillserve.config import ServeSettings
 from skillserve.console import talk
 from skillserve.errors import ConfigError, RepositoryError, ServerError, ServerStartError
+from skillserve.settings import ServeSettings
 from skillserve.tensors import DIGEST_PARAMETER, MODEL_NAMES
 from skillserve_serving import guard
 from skillserve_serving.addresses import (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from skillserve.cli import main
-from skillserve.config import ExportSettings
+from skillserve.settings import ExportSettings
 from skillserve_export import export_model
 
 

@@ -23,8 +23,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from skillserve.card import ModelCard
-from skillserve.config import ClientSettings, IndexSettings
 from skillserve.errors import DeadlineExceeded, SkillserveError
+from skillserve.settings import ClientSettings, IndexSettings
 from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Ids, Role
 from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
 from skillserve_client.wire import Floats, Progress, ServedModel, require_digest

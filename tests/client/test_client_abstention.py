@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skillserve.config import SearchSettings
 from skillserve.errors import BundleError, ServerOverloaded
 from skillserve.records import Answer
+from skillserve.settings import SearchSettings
 from skillserve_client import AsyncSearcher, Bundle, Searcher, open_bundle
 from skillserve_client.bundle import publish, read_files
 from skillserve_client.calibration import (

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skillserve.config import IndexSettings
 from skillserve.errors import BundleError, CatalogueError, RepositoryError, ServerUnreachable
+from skillserve.settings import IndexSettings
 from skillserve_client import build_bundle, open_bundle
 from skillserve_client.shelf import locked
 
@@ -100,8 +100,8 @@ def test_a_server_lost_on_the_way_leaves_the_live_bundle(
 def test_both_stages_are_measured_as_searches_would_rank(
     world: IndexSettings, catalogue: Path, fake: Any, judged_file: Path
 ) -> None:
-    from skillserve.config import SearchSettings
     from skillserve.metrics import evaluate
+    from skillserve.settings import SearchSettings
     from skillserve_client import Searcher
 
     quality = build_bundle(catalogue, fake, index=world, queries=judged_file).quality

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skillserve.config import IndexSettings
 from skillserve.errors import BundleError
+from skillserve.settings import IndexSettings
 from skillserve_client import build_bundle, open_bundle
 from skillserve_client.table import SkillTable
 

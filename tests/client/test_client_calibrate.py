@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from skillserve.cli import main
-from skillserve.config import CalibrateSettings, ClientSettings, IndexSettings, SearchSettings
 from skillserve.errors import BundleError, CatalogueError, RequestRejected, ServerOverloaded
+from skillserve.settings import CalibrateSettings, ClientSettings, IndexSettings, SearchSettings
 from skillserve_client import Searcher, build_bundle, open_bundle
 from skillserve_client import bundle as bundle_module
 from skillserve_client.calibrate import Calibrated, calibrate_bundle

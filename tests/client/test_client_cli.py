@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from skillserve.cli import main
-from skillserve.config import ClientSettings, IndexSettings
+from skillserve.settings import ClientSettings, IndexSettings
 
 
 class _Line:

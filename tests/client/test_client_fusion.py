@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skillserve.config import IndexSettings, SearchSettings
+from skillserve.settings import IndexSettings, SearchSettings
 from skillserve_client import Searcher, build_bundle, open_bundle
 
 WEIGHT = 2.5

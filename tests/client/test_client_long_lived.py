@@ -15,8 +15,8 @@ import grpc
 import numpy as np
 import pytest
 
-from skillserve.config import ClientSettings
 from skillserve.errors import BundleError, DeadlineExceeded, ServerUnreachable
+from skillserve.settings import ClientSettings
 from skillserve_client import AsyncSearcher, AsyncTriton, Searcher, Triton, calls
 from skillserve_client.slots import Slots
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skillserve.config import IndexSettings
 from skillserve.console import progress
+from skillserve.settings import IndexSettings
 from skillserve_client import build_bundle, open_bundle
 from skillserve_client.samples import Asked, Weights, sample, score_requests
 

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skillserve.config import ClientSettings, IndexSettings, SearchSettings
 from skillserve.errors import (
     BundleError,
     ConfigError,
@@ -26,6 +25,7 @@ from skillserve.errors import (
     SkillserveError,
 )
 from skillserve.records import Answer
+from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
 from skillserve_client import AsyncSearcher, Searcher, build_bundle, open_bundle
 from skillserve_client.manifest import Quality
 from skillserve_client.plan import order_reranked, plan_search, proceed

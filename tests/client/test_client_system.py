@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from skillserve.cli import main
-from skillserve.config import ClientSettings, EvaluateSettings, IndexSettings, SearchSettings, Settings
 from skillserve.errors import BundleError, CardError, ServerError, ServerUnreachable
 from skillserve.metrics import ranked
 from skillserve.records import Query, Skill
+from skillserve.settings import ClientSettings, EvaluateSettings, IndexSettings, SearchSettings, Settings
 from skillserve.skillfile import read_queries, read_skills
 from skillserve.systems import System, open_system
 from skillserve_client import Searcher, build_bundle

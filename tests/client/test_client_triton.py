@@ -12,7 +12,6 @@ import grpc
 import numpy as np
 import pytest
 
-from skillserve.config import ClientSettings
 from skillserve.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -22,6 +21,7 @@ from skillserve.errors import (
     ServerOverloaded,
     ServerUnreachable,
 )
+from skillserve.settings import ClientSettings
 from skillserve.tensors import Ids, Role
 from skillserve_client.triton import AsyncTriton, Triton
 from skillserve_client.wire import Floats

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from skillserve import errors
 from skillserve.cli import COMMANDS, Command, app, main
-from skillserve.config import SearchSettings, Settings, load_settings
+from skillserve.config import load_settings
 from skillserve.errors import ConfigError, SkillserveError
 from skillserve.flags import Json, with_settings
+from skillserve.settings import SearchSettings, Settings
 
 
 @pytest.fixture

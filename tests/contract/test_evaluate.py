@@ -12,10 +12,10 @@ import pytest
 
 from skillserve.cli import main
 from skillserve.collection import read_split
-from skillserve.config import EvaluateSettings
 from skillserve.errors import CardError
 from skillserve.figures import measure_runs
 from skillserve.runs import read_run, write_run
+from skillserve.settings import EvaluateSettings
 from skillserve.systems import require_query_prompt
 
 GOOD = {"q1": {"a": 2.0, "b": 1.0}, "q2": {"b": 1.0}, "q3": {"a": 3.0, "c": 2.0, "b": 1.0}}

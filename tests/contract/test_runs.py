@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skillserve.config import Settings
 from skillserve.errors import CatalogueError, UsageError
 from skillserve.metrics import ranked
 from skillserve.records import Query, Skill
 from skillserve.runs import by_rank, open_run, read_run, require_writable, write_run
+from skillserve.settings import Settings
 
 _ids = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=4)
 _scores = st.floats(width=32, allow_nan=False, allow_infinity=False)

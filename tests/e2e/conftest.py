@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from skillserve.config import ClientSettings, ExportSettings
+from skillserve.settings import ClientSettings, ExportSettings
 from skillserve_client import Triton
 from skillserve_export import export_model
 

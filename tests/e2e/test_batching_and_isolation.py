@@ -15,8 +15,8 @@ from tritonclient.grpc import InferInput
 from tritonclient.utils import InferenceServerException
 
 from skillserve.card import ModelCard, read_card
-from skillserve.config import ClientSettings, ExportSettings
 from skillserve.errors import RequestRejected
+from skillserve.settings import ClientSettings, ExportSettings
 from skillserve_client import Triton
 from skillserve_export import export_model
 from skillserve_export.parity import PackedGraph, malformed_requests

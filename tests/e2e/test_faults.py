@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skillserve.config import ClientSettings, SearchSettings
 from skillserve.errors import BundleError, ServerError, ServerUnreachable
+from skillserve.settings import ClientSettings, SearchSettings
 from skillserve_client import Searcher, Triton
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- where Triton puts it

@@ -14,8 +14,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from skillserve.card import read_card
-from skillserve.config import ClientSettings, SearchSettings
 from skillserve.errors import BundleError, QueryError
+from skillserve.settings import ClientSettings, SearchSettings
 from skillserve.skillfile import read_queries, read_skills
 from skillserve_client import AsyncSearcher, Searcher
 from skillserve_export import export_model
@@ -120,7 +120,7 @@ def test_a_bundle_of_another_model_is_refused(
     serve: Callable[..., Any], bundles: Path, tiny_cls_embedder: Path, tiny_reranker: Path, tmp_path: Path
 ) -> None:
     """The server's digest must be the bundle's: scores of two models mean nothing together."""
-    from skillserve.config import ExportSettings
+    from skillserve.settings import ExportSettings
 
     for weights in (tiny_cls_embedder, tiny_reranker):
         export_model(weights, ExportSettings(repository=tmp_path))

@@ -11,9 +11,9 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from skillserve.card import ModelCard, read_card, write_card
-from skillserve.config import ExportSettings
 from skillserve.errors import CardError, ContractError, ParityError, RepositoryError
 from skillserve.probe import Probe, read_probe
+from skillserve.settings import ExportSettings
 from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES
 from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
 from skillserve_export import parity, repository

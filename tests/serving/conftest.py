@@ -20,8 +20,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from skillserve.card import ModelCard
-from skillserve.config import ServeSettings
 from skillserve.probe import Probe
+from skillserve.settings import ServeSettings
 from skillserve_serving.launcher import Triton, running_server
 
 VOCAB = 32

@@ -246,7 +246,7 @@ def test_a_dying_starter_takes_its_server_along_and_the_next_start_sweeps(reposi
     settings = toys.settings(repository, log_file=repository.parent / "log")
     program = (
         "import sys, time\n"
-        "from skillserve.config import ServeSettings\n"
+        "from skillserve.settings import ServeSettings\n"
         "from skillserve_serving.launcher import Triton\n"
         "server = Triton(ServeSettings.model_validate_json(sys.argv[1]))\n"
         "server.start()\n"

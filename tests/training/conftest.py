@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from skillserve.config import TrainSettings
+from skillserve.settings import TrainSettings
 
 TOPICS = ("sql", "query", "deploy", "test", "agent", "log", "index", "plan")
 

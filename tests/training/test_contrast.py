@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from skillserve.config import TrainSettings
+from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
 from skillserve_training.contrast import Contrast, Taught
 from skillserve_training.pairs import EmbedderTexts, Pair
@@ -91,7 +91,7 @@ from contextlib import nullcontext
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
-from skillserve.config import TrainSettings
+from skillserve.settings import TrainSettings
 from skillserve_training.contrast import Contrast
 from skillserve_training.pairs import Pair
 sys.path.insert(0, {tests!r})

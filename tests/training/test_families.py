@@ -13,9 +13,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from skillserve.card import read_card
 from skillserve.cli import main
-from skillserve.config import TrainSettings
 from skillserve.errors import CardError, ConfigError
 from skillserve.publish import sha256_of
+from skillserve.settings import TrainSettings
 from skillserve_training import (
     draft_card,
     read_training_data,

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from skillserve.card import read_card
-from skillserve.config import TrainSettings
 from skillserve.errors import CardError, ConfigError
 from skillserve.records import Skill
+from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids, Role
 from skillserve.text import QWEN3_QUERY_PROMPT
 from skillserve_training import draft_card, resolve_base, write_stock

@@ -12,8 +12,8 @@ import torch
 
 from skillserve.card import read_card
 from skillserve.cli import main
-from skillserve.config import TrainSettings
 from skillserve.errors import ConfigError
+from skillserve.settings import TrainSettings
 from skillserve_training.comparison import Comparison
 from skillserve_training.forward import score
 from skillserve_training.recipe import read_recipe, recipe_names

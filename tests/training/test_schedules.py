@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from skillserve.config import TrainSettings
+from skillserve.settings import TrainSettings
 from skillserve_training.lists import RerankerTexts, schedule_of_lists
 from skillserve_training.pairs import EmbedderTexts, schedule_of_pairs
 

@@ -15,10 +15,10 @@ from transformers import BertForSequenceClassification, BertModel
 
 from skillserve.card import read_card, write_card
 from skillserve.cli import main
-from skillserve.config import EvaluateSettings, Settings
 from skillserve.errors import CardError, UsageError
 from skillserve.metrics import ranked
 from skillserve.records import Query, Skill
+from skillserve.settings import EvaluateSettings, Settings
 from skillserve.skillfile import read_queries, read_skills
 from skillserve.systems import open_system
 from skillserve.text import skill_text

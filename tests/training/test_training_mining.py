@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skillserve.cli import main
-from skillserve.config import MineSettings, Settings
 from skillserve.errors import CatalogueError, ContractError
 from skillserve.metrics import ranked
 from skillserve.records import Query, Run, Skill
+from skillserve.settings import MineSettings, Settings
 from skillserve_training import TrainingData, hold_out, read_training_data
 from skillserve_training.candidates import merge
 from skillserve_training.guards import Likeness, NameGuard, NearGoldGuard, OverlapGuard, ShareGuard

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from skillserve.card import ModelCard, read_card
 from skillserve.cli import main
-from skillserve.config import TrainSettings
 from skillserve.errors import ConfigError
 from skillserve.publish import sha256_of
+from skillserve.settings import TrainSettings
 from skillserve_training import read_training_data, resolve_base, train_embedder, train_reranker
 from skillserve_training.contrast import Contrast
 from skillserve_training.weights import open_embedder, open_reranker

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from skillserve.card import ModelCard, read_card
-from skillserve.config import TrainSettings
+from skillserve.settings import TrainSettings
 from skillserve_training import draft_card, read_training_data, resolve_base
 from skillserve_training.families.bert import pair_types
 from skillserve_training.forward import embed_all, pad, score, score_all

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import bm25s
 import numpy as np
 
-from skillserve.config import Settings
 from skillserve.console import progress
 from skillserve.framing import mend
 from skillserve.records import Query, Run, Skill
+from skillserve.settings import Settings
 from skillserve.text import skill_text
 
 __all__ = ["BM25", "open_bm25"]

@@ -10,11 +10,11 @@ import typer
 from rich.table import Table
 
 from skillserve.card import ModelCard
-from skillserve.config import Settings
 from skillserve.console import err as stderr
 from skillserve.console import out as stdout
 from skillserve.console import print_json, talk
 from skillserve.flags import Json, with_settings
+from skillserve.settings import Settings
 from skillserve.tensors import Role
 from skillserve_training.base import MINILM, resolve_base
 from skillserve_training.cards import draft_card

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from skillserve.config import TrainSettings
+from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
 from skillserve_training.families import family_of
 from skillserve_training.first_stage import FirstStage
 from skillserve_training.forward import autocast, score
 from skillserve_training.lists import Listing, RerankerTexts
 from skillserve_training.losses import listwise_loss, pointwise_loss
+from skillserve_training.objective import Synchronise, Trainee
 from skillserve_training.precision import Precision
-from skillserve_training.trainer import Synchronise, Trainee
 
 __all__ = ["Comparison", "RerankerTrainee"]
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from skillserve.card import ModelCard
-from skillserve.config import TrainSettings
+from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
 from skillserve_training.distributed import gather_lists, gather_rows
 from skillserve_training.forward import autocast, embed
 from skillserve_training.losses import nested, ranking_loss, relation_loss
+from skillserve_training.objective import Synchronise, Trainee
 from skillserve_training.pairs import EmbedderTexts, Pair
 from skillserve_training.precision import Precision
-from skillserve_training.trainer import Synchronise, Trainee
 
 __all__ = ["Contrast", "EmbedderTrainee", "Taught"]
 

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from skillserve.card import ModelCard
-from skillserve.config import TrainSettings
 from skillserve.errors import ConfigError
+from skillserve.settings import TrainSettings
 from skillserve_training.base import Base
 from skillserve_training.cards import draft_card
 from skillserve_training.checkpoints import Checkpoints
 from skillserve_training.contrast import Contrast, EmbedderTrainee, Taught
 from skillserve_training.dataset import TrainingData, hold_out
-from skillserve_training.distributed import is_main, join_processes
+from skillserve_training.distributed import join_processes
 from skillserve_training.evaluate import Embedder, ndcg
 from skillserve_training.forward import embed_all
 from skillserve_training.limits import prepare, training_limits
 from skillserve_training.mined import Mined
 from skillserve_training.pairs import schedule_of_pairs, tokenise
 from skillserve_training.precision import Precision, choose_precision
-from skillserve_training.report import write_report
-from skillserve_training.summary import identity, summarise
+from skillserve_training.run import identity, publish, summarise
 from skillserve_training.trainer import fit
-from skillserve_training.weights import embedder_tokens, open_embedder, write_trained
+from skillserve_training.weights import embedder_tokens, open_embedder
 
 __all__ = ["train_embedder"]
 
@@ -79,13 +77,7 @@ def train_embedder(
     named = card.model_copy(
         update={"name": f"{base.upstream_name}-embedder", "data_digest": data.digest, "training": training}
     )
-    if not is_main():
-        return named
-    title = f"{named.name}: {len(to_train.queries)} requests, {len(to_train.skills)} skills"
-    report = partial(write_report, title=title, course=course, training=training)
-    written = write_trained(out, model, base, named, report=report)
-    checkpoints.remove()
-    return written
+    return publish(out, model, base, named, course, checkpoints)
 
 
 def _teach(teacher: Base, data: TrainingData, settings: TrainSettings, precision: Precision) -> Taught:

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from skillserve.config import TrainSettings, window
+from skillserve.settings import TrainSettings, window
 from skillserve_training.dataset import TrainingData
 from skillserve_training.evaluate import Embedder
 from skillserve_training.lists import Listing

@@ -7,8 +7,8 @@ from typing import TypeVar
 from transformers import PreTrainedModel
 
 from skillserve.card import ModelCard
-from skillserve.config import TrainSettings
 from skillserve.errors import ConfigError
+from skillserve.settings import TrainSettings
 from skillserve_training.families import family_of
 
 __all__ = ["prepare", "training_limits"]

@@ -6,8 +6,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from skillserve.config import TrainSettings
 from skillserve.framing import RerankerTokens
+from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
 from skillserve_training.dataset import TrainingData
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from skillserve.config import MineSettings, window
 from skillserve.console import progress
 from skillserve.records import Query
+from skillserve.settings import MineSettings, window
 from skillserve.systems import System
 from skillserve_training.candidates import Candidate, merge, nearest_wrong_skills, ranked_by, wrong_skills
 from skillserve_training.dataset import TrainingData

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from skillserve.config import Settings
 from skillserve.console import out as stdout
 from skillserve.console import print_json, talk
 from skillserve.errors import UsageError
 from skillserve.flags import Json, with_settings
 from skillserve.runs import require_writable
+from skillserve.settings import Settings
 from skillserve.systems import SYSTEMS, open_system
 from skillserve_training.dataset import hold_out
 from skillserve_training.loader import read_training_data

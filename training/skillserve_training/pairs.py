@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from skillserve.config import TrainSettings
 from skillserve.framing import EmbedderTokens
 from skillserve.records import Skill
+from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
 from skillserve_training.dataset import TrainingData
 

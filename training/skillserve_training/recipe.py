@@ -19,8 +19,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from skillserve.config import TrainSettings
 from skillserve.errors import ConfigError
+from skillserve.settings import TrainSettings
 from skillserve.tensors import Role
 
 __all__ = ["Recipe", "read_recipe", "recipe_names"]

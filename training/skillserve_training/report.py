@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from skillserve.publish import write_text
-from skillserve_training.trainer import Course
+from skillserve_training.course import Course
 
 __all__ = ["REPORT_FOLDER", "write_report"]
 

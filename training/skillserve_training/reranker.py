@@ -7,22 +7,21 @@ ranks by, so the logit has to say only what the embedder does not know.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from skillserve.card import ModelCard
-from skillserve.config import TrainSettings
 from skillserve.errors import ConfigError
 from skillserve.fusion import fuse
 from skillserve.records import Run
+from skillserve.settings import TrainSettings
 from skillserve_training.base import Base
 from skillserve_training.cards import draft_card
 from skillserve_training.checkpoints import Checkpoints
 from skillserve_training.comparison import Comparison, RerankerTrainee
 from skillserve_training.dataset import TrainingData, hold_out
-from skillserve_training.distributed import is_main, join_processes
+from skillserve_training.distributed import join_processes
 from skillserve_training.evaluate import Embedder, Reranker, ndcg
 from skillserve_training.families import family_of
 from skillserve_training.first_stage import FirstStage
@@ -30,8 +29,7 @@ from skillserve_training.limits import prepare, training_limits
 from skillserve_training.lists import schedule_of_lists, tokenise_sides
 from skillserve_training.mined import Mined
 from skillserve_training.precision import Precision, choose_precision
-from skillserve_training.report import write_report
-from skillserve_training.summary import identity, summarise
+from skillserve_training.run import identity, publish, summarise
 from skillserve_training.trainer import fit
 from skillserve_training.weights import (
     embedder_tokens,
@@ -39,7 +37,6 @@ from skillserve_training.weights import (
     open_reranker,
     reranker_tokens,
     score_tokens,
-    write_trained,
 )
 
 __all__ = ["train_reranker"]
@@ -110,13 +107,7 @@ def train_reranker(
             "training": training,
         }
     )
-    if not is_main():
-        return named
-    title = f"{named.name}: {len(to_train.queries)} requests, {len(to_train.skills)} skills"
-    report = partial(write_report, title=title, course=course, training=training)
-    written = write_trained(out, model, base, named, report=report)
-    checkpoints.remove()
-    return written
+    return publish(out, model, base, named, course, checkpoints)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from skillserve.card import CARD_FILE, ModelCard, read_card
-from skillserve.config import Settings
 from skillserve.errors import CardError, UsageError
 from skillserve.fusion import fuse
 from skillserve.metrics import ranked
 from skillserve.records import Query, Run, Skill
 from skillserve.runs import by_rank
+from skillserve.settings import Settings
 from skillserve.systems import require_query_prompt
 from skillserve.tensors import Role
 from skillserve_training.evaluate import Embedder, Reranker

@@ -7,93 +7,37 @@ the same rows with the same weights as one that was not.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from skillserve.config import TrainSettings
-from skillserve.console import Bar, progress, talk
+from skillserve.console import progress, talk
 from skillserve.errors import ConfigError
+from skillserve.settings import TrainSettings
 from skillserve_training.checkpoints import Checkpoints, load_weights, save_weights
+from skillserve_training.course import Course
 from skillserve_training.distributed import is_main, wait_for_all
+from skillserve_training.objective import Objective, Trainee
+from skillserve_training.selection import ProgressBar, Selection
 
-__all__ = ["Course", "Objective", "Synchronise", "Trainee", "fit"]
+__all__ = ["fit"]
 
 Row = TypeVar("Row")
-Row_contra = TypeVar("Row_contra", contravariant=True)
-Synchronise = Callable[[bool], AbstractContextManager[object]]
-"""Whether the backward passes inside add up over all processes; only the last one of a step has to."""
 
 _WEIGHT_DECAY = 0.01
 _LARGEST_GRADIENT_NORM = 1.0
 _HEAD_RATE = 10.0
 """A new head starts at nothing and the encoder at something good: the head learns this much faster."""
-_FEW_SHARE = 0.1
-"""First and final loss are means over this share of the steps, since single steps jump."""
-_HOLDOUT = "holdout"
-"""Name of the hold-out's figure in the Trainer's log."""
-
-
-class Trainee(nn.Module):
-    """A pretrained model with the forward pass that its role needs; subclasses say which."""
-
-    pretrained: PreTrainedModel
-
-    def new_head(self) -> Sequence[nn.Module]:
-        """Modules that begin untrained."""
-        return ()
-
-
-class Objective(Protocol, Generic[Row_contra]):
-    """What a run minimises."""
-
-    def backward(self, model: nn.Module, rows: Sequence[Row_contra], synchronise: Synchronise) -> Tensor:
-        """Add the gradients of these rows to the weights; returns the detached loss of this process."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
-    """How a run went."""
-
-    steps: int
-    """Steps that were made; fewer than planned if the hold-out stopped the run."""
-    planned_steps: int
-    seconds: float
-    """Of this process alone, after a continuation not of the ones before."""
-    resumed_from: int | None
-    """Step that the run went on from."""
-    losses: tuple[float, ...]
-    learning_rates: tuple[float, ...]
-    holdout: Mapping[int, float]
-    """Step → NDCG@10 of the hold-out, measured in the course of the run."""
-    best_step: int
-    """Step whose weights were kept: the best one on the hold-out where it was measured, else the last one."""
-
-    @property
-    def first_loss(self) -> float:
-        """Mean over the first tenth of the steps."""
-        return _mean(self.losses[: self._few])
-
-    @property
-    def final_loss(self) -> float:
-        """Mean over the last tenth of the steps."""
-        return _mean(self.losses[-self._few :])
-
-    @property
-    def _few(self) -> int:
-        return max(1, round(len(self.losses) * _FEW_SHARE))
 
 
 def fit(
@@ -116,13 +60,13 @@ def fit(
     resume = checkpoints.latest()
     arguments = _arguments(settings, steps, len(rows) // steps, checkpoints.folder)
     trainer = _Trainer(trainee, objective, rows, arguments)
-    selection = _Selection(trainer, settings, steps, checkpoints, measure)
+    selection = Selection(trainer, settings, steps, checkpoints, measure)
     started = time.perf_counter()
     with progress(title, steps) as bar:
         if resume is not None and is_main():
             talk(f"Going on from step {resume.step}, whose checkpoint is in {checkpoints.folder}.")
             bar.advance(resume.step)
-        trainer.add_callback(_Progress(bar))
+        trainer.add_callback(ProgressBar(bar))
         trainer.add_callback(selection)
         with _memory_errors(settings):
             trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
@@ -241,80 +185,6 @@ class _Trainer(Trainer):  # type: ignore[misc]
         )
 
 
-class _Selection(TrainerCallback):  # type: ignore[misc]
-    """Measures the hold-out in the course of a run, keeps the best weights, and stops a run that gets no better."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        settings: TrainSettings,
-        steps: int,
-        checkpoints: Checkpoints,
-        measure: Callable[[], float | None],
-    ) -> None:
-        self._trainer = trainer
-        self._patience = settings.patience
-        self._at = {round(steps * part / settings.evals) for part in range(1, settings.evals + 1)}
-        self._checkpoints = checkpoints
-        self._measure = measure
-
-    @property
-    def measured(self) -> dict[int, float]:
-        """Step → figure, those from before a continuation included: the Trainer's log is in its checkpoints."""
-        return {entry["step"]: entry[_HOLDOUT] for entry in self._trainer.state.log_history if _HOLDOUT in entry}
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,
-        **_: object,
-    ) -> TrainerControl:
-        if state.global_step not in self._at or state.global_step in self.measured:
-            return control
-        before = self.measured
-        # Every process computes the figure, from the same weights, so that all of them decide alike.
-        figure = self._measure()
-        if figure is None:
-            return control
-        # Not through the Trainer, which would take it for the log of this step.
-        state.log_history.append({_HOLDOUT: figure, "step": state.global_step})
-        if is_main() and figure > max(before.values(), default=-math.inf):
-            self._checkpoints.keep_best(self._trainer.model.pretrained)
-        measured = list(self.measured.values())
-        since_best = len(measured) - 1 - measured.index(max(measured))
-        control.should_training_stop |= 0 < self._patience <= since_best
-        return control
-
-    def restore(self) -> int:
-        """Load the best weights, if they are not those of the last step; returns their step."""
-        measured = self.measured
-        last: int = self._trainer.state.global_step
-        best = max(measured, key=lambda step: measured[step], default=last)
-        wait_for_all()
-        if best != last:
-            self._checkpoints.restore_best(self._trainer.model.pretrained)
-        return best
-
-
-class _Progress(TrainerCallback):  # type: ignore[misc]
-    """The bar on stderr: steps, loss, rate."""
-
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-
-    def on_log(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
-        logs: Mapping[str, float],
-        **_: object,
-    ) -> None:
-        if "loss" in logs:
-            self._bar.advance(note=f"loss {logs['loss']:.3f} · rate {logs['learning_rate']:.1e}")
-
-
 @contextmanager
 def _memory_errors(settings: TrainSettings) -> Iterator[None]:
     """Name the knobs where memory runs out."""
@@ -339,7 +209,3 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def _synchronise(model: nn.Module, *, last: bool) -> AbstractContextManager[object]:
     return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(math.fsum(values) / len(values), 4)

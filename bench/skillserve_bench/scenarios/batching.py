@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from skillserve.config import BenchSettings, ClientSettings
 from skillserve.console import progress
 from skillserve.errors import RepositoryError
+from skillserve.settings import BenchSettings, ClientSettings
 from skillserve.tensors import Layout
 from skillserve_bench.alternation import alternate
 from skillserve_bench.figures import Spread, paired_ratios, times

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from skillserve.config import BenchSettings, ClientSettings
 from skillserve.console import progress
 from skillserve.errors import RepositoryError
+from skillserve.settings import BenchSettings, ClientSettings
 from skillserve.tensors import Ids
 from skillserve_bench.alternation import alternate
 from skillserve_bench.figures import Spread, paired_differences, paired_ratios, quantile, times

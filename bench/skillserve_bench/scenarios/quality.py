@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from skillserve.card import read_card
-from skillserve.config import ClientSettings, IndexSettings, SearchSettings
 from skillserve.console import progress, talk
 from skillserve.errors import CardError
 from skillserve.metrics import evaluate
 from skillserve.records import Qrels, Query
+from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
 from skillserve.skillfile import read_skills, split_file
 from skillserve.tensors import MODEL_NAMES
 from skillserve_bench.peers.sentence_transformers import SentenceTransformersPeer

@@ -1,17 +1,26 @@
-"""What a run is, and what its card remembers of it."""
+"""What a run is, what its card remembers of it, and how its weights are published."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from skillserve.config import TrainSettings
-from skillserve_training.base import Base
-from skillserve_training.dataset import TrainingData
-from skillserve_training.trainer import Course
+from transformers import PreTrainedModel
 
-__all__ = ["identity", "summarise"]
+from skillserve.card import ModelCard
+from skillserve.settings import TrainSettings
+from skillserve_training.base import Base
+from skillserve_training.checkpoints import Checkpoints
+from skillserve_training.course import Course
+from skillserve_training.dataset import TrainingData
+from skillserve_training.distributed import is_main
+from skillserve_training.report import write_report
+from skillserve_training.weights import write_trained
+
+__all__ = ["identity", "publish", "summarise"]
 
 _PACKAGES = ("skillserve", "torch", "transformers", "tokenizers")
 _NOT_OF_THE_COURSE = {"fresh", "checkpoint_steps"}
@@ -55,3 +64,16 @@ def summarise(
         "num_holdout_queries": len(to_choose.queries),
         "holdout_ndcg_at_10": dict(holdout_ndcg),
     }
+
+
+def publish(
+    out: Path, model: PreTrainedModel, base: Base, card: ModelCard, course: Course, checkpoints: Checkpoints
+) -> ModelCard:
+    """Write weights, card and report, and forget the checkpoints; in a process that does not write, only the card."""
+    if not is_main():
+        return card
+    title = f"{card.name}: {card.training['num_queries']} requests, {card.training['num_skills']} skills"
+    report = partial(write_report, title=title, course=course, training=card.training)
+    written = write_trained(out, model, base, card, report=report)
+    checkpoints.remove()
+    return written

@@ -1,6 +1,6 @@
 """Configuration: a TOML file, then `SKILLSERVE_*` environment variables, then flags; the later one wins.
 
-Every flag has a field here, and every field can be set in all three ways:
+Every flag has a field in `skillserve.settings`, and every field can be set in all three ways:
 
     skillserve.toml            environment                        flag
     [search]

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
+from rich.markup import escape
 
 from skillserve.config import ENV_PREFIX, load_settings
-from skillserve.settings import Settings
+from skillserve.settings import Section, Settings
 
 __all__ = ["Json", "with_settings"]
 
@@ -64,13 +65,15 @@ def _expand(path: str) -> Iterator[tuple[str, str]]:
 
 def _parameter(section: str, name: str) -> Parameter:
     """The field's own words as help, its type, and no default: None means that the flag was not given."""
-    field = type(getattr(Settings(), section)).model_fields[name]
-    default = "" if field.default is None else f" [default: {field.default}]"
+    kind_of_section: type[Section] = type(getattr(Settings(), section))
+    field = kind_of_section.model_fields[name]
+    default = "" if field.default in (None, ()) else f" [{kind_of_section.default_words.format(field.default)}]"
     variable = f"{ENV_PREFIX}{section}_{name}".upper()
     flag = name.replace("_", "-")
     option = typer.Option(
         f"--{flag}/--no-{flag}" if field.annotation is bool else f"--{flag}",
-        help=f"{field.description}{default} [env: {variable}]",
+        # Escaped, since help is read as markup and brackets would be styles.
+        help=escape(f"{field.description}{default} [env: {variable}]"),
         show_default=False,
     )
     # Lists are written as one word, `256,128`; the field itself takes it apart.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
@@ -17,6 +17,7 @@ __all__ = [
     "MineSettings",
     "RankWindow",
     "SearchSettings",
+    "Section",
     "ServeSettings",
     "Settings",
     "TrainSettings",
@@ -47,11 +48,15 @@ RankWindow = Annotated[str, Field(pattern=r"^[1-9]\d*-[1-9]\d*$"), AfterValidato
 """Ranks from the first to the last one, both included, such as `21-60`."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of the settings; its fields' descriptions are the help of their flags."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
+    default_words: ClassVar[str] = "default: {}"
+    """How help states a default."""
 
 
-class ClientSettings(_Section):
+class ClientSettings(Section):
     """How a client reaches the server and how large its requests are."""
 
     url: str = Field("127.0.0.1:8001", description="gRPC address of the server, host:port")
@@ -62,7 +67,7 @@ class ClientSettings(_Section):
     num_in_flight: int = Field(16, ge=1, description="requests of one client that may be in flight at once")
 
 
-class SearchSettings(_Section):
+class SearchSettings(Section):
     """One search: how many candidates, how many of them reranked, how many shown, and by when."""
 
     candidates: int = Field(
@@ -87,7 +92,7 @@ class SearchSettings(_Section):
     )
 
 
-class IndexSettings(_Section):
+class IndexSettings(Section):
     """Building a bundle."""
 
     models: Path = Field(
@@ -100,7 +105,7 @@ class IndexSettings(_Section):
     )
 
 
-class CalibrateSettings(_Section):
+class CalibrateSettings(Section):
     """From scores to probabilities, and the threshold below which a search abstains."""
 
     none_share: float = Field(
@@ -127,7 +132,7 @@ class CalibrateSettings(_Section):
     seed: int = Field(13, ge=0, description="seed of folds and resamples")
 
 
-class ExportSettings(_Section):
+class ExportSettings(Section):
     """From weights to a servable graph."""
 
     repository: Path = Field(Path("models"), description="model repository that `export` writes and `verify` checks")
@@ -148,7 +153,7 @@ class ExportSettings(_Section):
     )
 
 
-class ServeSettings(_Section):
+class ServeSettings(Section):
     """Starting a server."""
 
     repository: Path = Field(Path("models"), description="model repository that is served")
@@ -170,8 +175,10 @@ class ServeSettings(_Section):
     )
 
 
-class TrainSettings(_Section):
+class TrainSettings(Section):
     """A training run. Where a value is not given, the recipe's holds, and then the default; the card records all."""
+
+    default_words: ClassVar[str] = "the recipe's, else {}"
 
     epochs: float = Field(2.0, gt=0, description="passes over the training pairs")
     batch_size: int = Field(
@@ -265,7 +272,7 @@ class TrainSettings(_Section):
         return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
 
 
-class MineSettings(_Section):
+class MineSettings(Section):
     """Mining hard negatives: wrong skills that several systems rank high, with guards against unjudged right ones."""
 
     ranks: RankWindow = Field(
@@ -294,7 +301,7 @@ class MineSettings(_Section):
     seed: int = Field(13, ge=0, description="seed of the draw")
 
 
-class EvaluateSettings(_Section):
+class EvaluateSettings(Section):
     """Measuring systems on judged requests."""
 
     depth: int = Field(100, ge=1, description="skills that each system ranks for a request")
@@ -315,7 +322,7 @@ class EvaluateSettings(_Section):
         return tuple(sorted({int(cutoff) for cutoff in self.cutoffs.split(",")}))
 
 
-class BenchSettings(_Section):
+class BenchSettings(Section):
     """A measurement."""
 
     rounds: int = Field(
@@ -329,7 +336,7 @@ class BenchSettings(_Section):
     seed: int = Field(13, ge=0, description="seed of lengths, and of the choice of requests")
 
 
-class Settings(_Section):
+class Settings(Section):
     """All sections; `Settings()` is every default."""
 
     client: ClientSettings = ClientSettings()

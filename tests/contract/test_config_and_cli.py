@@ -231,3 +231,11 @@ def test_a_yes_or_no_has_two_flags_and_neither_means_not_given(
 
     assert CliRunner().invoke(app, given).exit_code == 0
     assert seen == [merged]
+
+
+def test_help_states_defaults_and_variables_in_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    """Help is read as markup, in which brackets would be styles, and vanish."""
+    main(["search", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "[default: 50]" in text
+    assert "SKILLSERVE_SEARCH_CANDIDATES]" in text

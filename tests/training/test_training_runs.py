@@ -18,6 +18,7 @@ from skillserve.publish import sha256_of
 from skillserve.settings import TrainSettings
 from skillserve_training import read_training_data, resolve_base, train_embedder, train_reranker
 from skillserve_training.contrast import Contrast
+from skillserve_training.trainer import learning_rate_share
 from skillserve_training.weights import open_embedder, open_reranker
 
 Train = Callable[..., ModelCard]
@@ -189,6 +190,14 @@ def test_a_reranker_is_not_measured_on_skills_that_its_embedder_has_seen(
     embedder = resolve_base(str(tmp_path / "embedder"))
     with pytest.raises(ConfigError, match=r"--holdout-share 0\.1"):
         train_reranker(data, base, embedder, tiny_settings, tmp_path / "out")
+
+
+def test_the_learning_rate_rises_from_the_first_step_and_falls_to_nothing() -> None:
+    shares = [learning_rate_share(step, steps=100, warmup=10) for step in range(101)]
+    assert shares[:3] == [0.1, 0.2, 0.3]
+    assert max(shares) == shares[10] == 1.0
+    assert shares[10:] == sorted(shares[10:], reverse=True)
+    assert shares[100] == pytest.approx(0.0)
 
 
 def test_the_command_prints_the_card(

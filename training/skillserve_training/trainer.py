@@ -7,6 +7,7 @@ the same rows with the same weights as one that was not.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -30,7 +32,7 @@ from skillserve_training.distributed import is_main, wait_for_all
 from skillserve_training.objective import Objective, Trainee
 from skillserve_training.selection import ProgressBar, Selection
 
-__all__ = ["fit"]
+__all__ = ["fit", "learning_rate_share"]
 
 Row = TypeVar("Row")
 
@@ -86,6 +88,16 @@ def fit(
     )
 
 
+def learning_rate_share(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak rate in a step, counted from 0: a straight rise that begins above zero, then half a cosine.
+
+    The Trainer's own schedule spends its first step at a rate of zero, and of a short run that is a large part.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
 def _arguments(settings: TrainSettings, steps: int, batch_size: int, folder: Path) -> TrainingArguments:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if batch_size % world:
@@ -102,7 +114,6 @@ def _arguments(settings: TrainSettings, steps: int, batch_size: int, folder: Pat
         dataloader_drop_last=True,
         learning_rate=settings.learning_rate,
         warmup_steps=max(1, round(steps * settings.warmup_ratio)),
-        lr_scheduler_type="cosine",
         weight_decay=_WEIGHT_DECAY,
         max_grad_norm=_LARGEST_GRADIENT_NORM,
         save_strategy="steps",
@@ -162,6 +173,13 @@ class _Trainer(Trainer):  # type: ignore[misc]
             [group for group in groups if group["params"]], lr=rate, weight_decay=self.args.weight_decay
         )
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        warmup = self.args.warmup_steps
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer, lambda step: learning_rate_share(step, num_training_steps, warmup)
+        )
+        return self.lr_scheduler
 
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:  # noqa: ARG002
         save_weights(self.model.pretrained, Path(output_dir or self.args.output_dir))

@@ -52,6 +52,10 @@ class Comparison:
         self._weight = settings.similarity_weight
         self._first_stage = first_stage
 
+    def num_tokens(self, rows: Sequence[Listing]) -> int:
+        """Of all framed pairs."""
+        return sum(len(pair) for row in rows for pair in self._texts.pairs(row))
+
     def backward(self, model: nn.Module, rows: Sequence[Listing], synchronise: Synchronise) -> Tensor:
         """One step; lists do not see each other, so a chunk of them at a time gives the same gradients."""
         total = 0.0

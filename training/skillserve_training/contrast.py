@@ -66,6 +66,12 @@ class Contrast:
         self._dims = settings.matryoshka
         self._taught = taught
 
+    def num_tokens(self, rows: Sequence[Pair]) -> int:
+        """Of requests, documents and negatives."""
+        documents = [document for row in rows for document in (row.document, *row.negatives)]
+        lengths = [len(self._texts.requests[row.request]) for row in rows]
+        return sum(lengths) + sum(len(self._texts.documents[document]) for document in documents)
+
     def backward(self, model: nn.Module, rows: Sequence[Pair], synchronise: Synchronise) -> Tensor:
         """One step. With `chunk_size` in two passes, so that only a chunk's activations are ever held."""
         negatives = [wrong for row in rows for wrong in row.negatives]

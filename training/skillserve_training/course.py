@@ -21,6 +21,10 @@ class Course:
     planned_steps: int
     seconds: float
     """Of this process alone, after a continuation not of the ones before."""
+    tokens_per_s: int | None
+    """Tokens read forward and backward by this process, padding not counted, a second of steps; None without steps."""
+    peak_gpu_bytes: int | None
+    """Most memory that tensors of this process held on its GPU; None on a CPU."""
     resumed_from: int | None
     """Step that the run went on from."""
     losses: tuple[float, ...]

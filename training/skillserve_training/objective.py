@@ -29,5 +29,9 @@ class Trainee(nn.Module):
 class Objective(Protocol, Generic[Row_contra]):
     """What a run minimises."""
 
+    def num_tokens(self, rows: Sequence[Row_contra]) -> int:
+        """Tokens that the model reads of these rows, padding not counted."""
+        ...
+
     def backward(self, model: nn.Module, rows: Sequence[Row_contra], synchronise: Synchronise) -> Tensor:
         """Add the gradients of these rows to the weights; returns the detached loss of this process."""

@@ -51,6 +51,8 @@ def summarise(
         "steps": course.steps,
         "best_step": course.best_step,
         "seconds": course.seconds,
+        "tokens_per_s": course.tokens_per_s,
+        "peak_gpu_bytes": course.peak_gpu_bytes,
         "first_loss": course.first_loss,
         "final_loss": course.final_loss,
         "parts": {

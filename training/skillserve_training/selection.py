@@ -78,8 +78,9 @@ class Selection(TrainerCallback):  # type: ignore[misc]
 class ProgressBar(TrainerCallback):  # type: ignore[misc]
     """The bar on stderr: steps, loss, rate."""
 
-    def __init__(self, bar: Bar) -> None:
+    def __init__(self, bar: Bar, tokens_per_s: Callable[[], float]) -> None:
         self._bar = bar
+        self._tokens_per_s = tokens_per_s
 
     def on_log(
         self,
@@ -91,4 +92,5 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Move on by a step."""
         if "loss" in logs:
-            self._bar.advance(note=f"loss {logs['loss']:.3f} · rate {logs['learning_rate']:.1e}")
+            rate = self._tokens_per_s()
+            self._bar.advance(note=f"loss {logs['loss']:.3f} · lr {logs['learning_rate']:.1e} · {rate:,.0f} tokens/s")

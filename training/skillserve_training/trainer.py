@@ -68,7 +68,7 @@ def fit(
         if resume is not None and is_main():
             talk(f"Going on from step {resume.step}, whose checkpoint is in {checkpoints.folder}.")
             bar.advance(resume.step)
-        trainer.add_callback(ProgressBar(bar))
+        trainer.add_callback(ProgressBar(bar, lambda: trainer.num_tokens / trainer.seconds))
         trainer.add_callback(selection)
         with _memory_errors(settings):
             trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
@@ -80,6 +80,8 @@ def fit(
         steps=trainer.state.global_step,
         planned_steps=steps,
         seconds=round(time.perf_counter() - started, 1),
+        tokens_per_s=round(trainer.num_tokens / trainer.seconds) if trainer.seconds else None,
+        peak_gpu_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         resumed_from=resume.step if resume else None,
         losses=tuple(entry["loss"] for entry in logged),
         learning_rates=tuple(entry["learning_rate"] for entry in logged),
@@ -139,6 +141,8 @@ class _Trainer(Trainer):  # type: ignore[misc]
         self, trainee: Trainee, objective: Objective[Row], rows: Sequence[Row], arguments: TrainingArguments
     ) -> None:
         self._objective = objective
+        self.num_tokens = 0
+        self.seconds = 0.0
         super().__init__(
             model=trainee,
             args=arguments,
@@ -157,8 +161,11 @@ class _Trainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | None = None,  # noqa: ARG002
     ) -> Tensor:
         model.train()
+        started = time.perf_counter()
         loss = self._objective.backward(model, inputs["rows"], lambda last: _synchronise(model, last=last))
-        self._require_finite("loss", loss)
+        self._require_finite("loss", loss)  # waits for a GPU, too
+        self.seconds += time.perf_counter() - started
+        self.num_tokens += self._objective.num_tokens(inputs["rows"])
         # Before the Trainer clips, which would spread one infinite gradient over all of them.
         self._require_finite("gradient", *(weight.grad for weight in model.parameters() if weight.grad is not None))
         return loss

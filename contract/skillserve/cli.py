@@ -16,7 +16,7 @@ import click
 import typer
 
 from skillserve.config import TRACEBACK_VARIABLE
-from skillserve.console import print_json, talk
+from skillserve.console import err, print_json, talk
 from skillserve.errors import SkillserveError, UsageError
 from skillserve.lazy import load_target
 
@@ -116,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         result: Any = typer.main.get_command(app).main(arguments, prog_name="skillserve", standalone_mode=False)
     except SkillserveError as error:
+        err.quiet = False  # a command may be quiet, its error is not
         talk(f"skillserve: {error}")
         return _fail(error, as_json=as_json)
     except click.ClickException as error:
@@ -134,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
             wanted="no such exception",
             fix=f"Run it again with {TRACEBACK_VARIABLE}=1 to see where it comes from.",
         )
+        err.quiet = False
         talk(f"skillserve: {unexpected}")
         return _fail(unexpected, as_json=as_json)
     return result if isinstance(result, int) else 0

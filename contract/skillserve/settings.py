@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 __all__ = [
     "BenchSettings",
@@ -188,6 +188,8 @@ class TrainSettings(Section):
     )
     learning_rate: float = Field(1e-4, gt=0, description="peak learning rate")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps over which the learning rate rises")
+    schedule: Literal["cosine", "linear"] = Field("cosine", description="how the learning rate falls to zero")
+    weight_decay: float = Field(0.01, ge=0, description="pull of the weights towards zero, AdamW's")
     max_tokens: int = Field(256, ge=8, description="longest sequence when served; longer skills are cut")
     max_query_tokens: int | None = Field(
         None,
@@ -207,8 +209,8 @@ class TrainSettings(Section):
     chunk_size: int = Field(
         0,
         ge=0,
-        description="sequences whose activations are held at once, 0: all of a step; smaller ones need less memory "
-        "and, for the embedder, a third more time, and change no result",
+        description="sequences whose activations are held at once, 0: all of a step, for a reranker at least a list; "
+        "smaller ones need less memory and, for the embedder, a third more time, and change no result",
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: a third more time, much less memory"
@@ -264,6 +266,14 @@ class TrainSettings(Section):
         "auto", description="of matrix products; `auto` takes bfloat16 where the hardware has it"
     )
     seed: int = Field(13, ge=0, description="seed of everything random")
+
+    @model_validator(mode="after")
+    def _measures_what_it_decides_on(self) -> Self:
+        if self.patience and not self.evals:
+            raise ValueError("patience counts measurements: set evals, too")
+        if self.evals and not self.holdout_share:
+            raise ValueError("evals measure the hold-out: set holdout_share, too")
+        return self
 
     @field_validator("matryoshka", mode="before")
     @classmethod

@@ -37,9 +37,11 @@ def test_the_published_hyper_parameters_are_in_skillrets_recipes() -> None:
     for settings in (small, large, read_recipe("skillret-reranker-0.6b").train):
         assert (settings.learning_rate, settings.warmup_ratio, settings.epochs) == (2e-5, 0.1, 1)
         assert (settings.precision, settings.train_tokens) == ("bfloat16", 8192)
+        assert (settings.schedule, settings.weight_decay) == ("linear", 0.0)
     reranker = read_recipe("skillret-reranker-0.6b").train
     assert (reranker.loss, reranker.num_negatives, reranker.ranks) == ("pointwise", 15, "21-60")
     assert not reranker.redraw_negatives
+    assert reranker.batch_size * (1 + reranker.num_negatives) == 384
 
 
 def test_what_the_caller_sets_wins_over_the_recipe_and_the_recipe_over_the_defaults() -> None:

@@ -62,6 +62,11 @@ class Base:
         return self.model.rsplit("/", 1)[-1]
 
     @property
+    def identity(self) -> str:
+        """The digest of its card, or the revision of weights without one."""
+        return self.card.digest if self.card else self.revision
+
+    @property
     def name(self) -> str:
         """What people call it."""
         return self.card.name if self.card else self.upstream_name

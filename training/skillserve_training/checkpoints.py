@@ -59,6 +59,8 @@ class Checkpoints:
                 fix="Run it with the settings of then to finish it, or with --fresh to remove them and start anew.",
             )
         if is_main():
+            if found is None:  # whatever is there was left by a removal that did not end
+                self.remove()
             write_text(self.folder / _RUN_FILE, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
             self._remove_halves()
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
 from skillserve_training.families import family_of
-from skillserve_training.first_stage import FirstStage
-from skillserve_training.forward import autocast, score
+from skillserve_training.forward import autocast, grouped, score
+from skillserve_training.guards import Likeness
 from skillserve_training.lists import Listing, RerankerTexts
 from skillserve_training.losses import listwise_loss, pointwise_loss
 from skillserve_training.objective import Synchronise, Trainee
@@ -26,26 +26,29 @@ _LOSSES = {"listwise": listwise_loss, "pointwise": pointwise_loss}
 class RerankerTrainee(Trainee):
     """Framed pairs → logits `[B]`."""
 
-    def __init__(self, pretrained: PreTrainedModel, tokens: tuple[int, ...], precision: Precision) -> None:
+    def __init__(
+        self, pretrained: PreTrainedModel, tokens: tuple[int, ...], precision: Precision, *, new_head: bool
+    ) -> None:
         super().__init__()
         self.pretrained = pretrained
         self._tokens = tokens
         self._precision: Precision = precision
+        self._new_head = new_head
 
     def forward(self, pairs: Sequence[Ids]) -> Tensor:
         """Scores in the given order."""
         with autocast(self._precision, self.pretrained.device):
-            return score(self.pretrained, pairs, self._tokens)
+            return grouped(pairs, lambda group: score(self.pretrained, group, self._tokens), self.pretrained.device)
 
     def new_head(self) -> Sequence[nn.Module]:
         """Modules that begin untrained."""
-        return family_of(self.pretrained).head(self.pretrained)
+        return family_of(self.pretrained).head(self.pretrained) if self._new_head else ()
 
 
 class Comparison:
     """A loss per list, over the logits or, with a similarity weight, over the final scores that a search ranks by."""
 
-    def __init__(self, texts: RerankerTexts, settings: TrainSettings, first_stage: FirstStage | None = None) -> None:
+    def __init__(self, texts: RerankerTexts, settings: TrainSettings, first_stage: Likeness | None = None) -> None:
         self._texts = texts
         self._chunk_size = settings.chunk_size
         self._loss = _LOSSES[settings.loss]
@@ -76,7 +79,7 @@ class Comparison:
         """What the first stage adds to the logits of a list."""
         if self._first_stage is None:
             return 0.0
-        return self._weight * torch.from_numpy(self._first_stage.similarities(row)).to(logits)
+        return self._weight * torch.from_numpy(self._first_stage.to_request(row.request, row.skills)).to(logits)
 
     def _chunks(self, rows: Sequence[Listing]) -> list[Sequence[Listing]]:
         size = max(1, self._chunk_size // len(rows[0].skills)) if self._chunk_size else len(rows)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,16 +18,13 @@ from skillserve.card import ModelCard
 from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
 from skillserve_training.distributed import gather_lists, gather_rows
-from skillserve_training.forward import autocast, embed
+from skillserve_training.forward import autocast, embed, grouped
 from skillserve_training.losses import nested, ranking_loss, relation_loss
 from skillserve_training.objective import Synchronise, Trainee
 from skillserve_training.pairs import EmbedderTexts, Pair
 from skillserve_training.precision import Precision
 
 __all__ = ["Contrast", "EmbedderTrainee", "Taught"]
-
-_GROUP = 32
-"""Sequences of similar length that share a padded forward pass."""
 
 
 class EmbedderTrainee(Trainee):
@@ -39,14 +37,9 @@ class EmbedderTrainee(Trainee):
         self._precision: Precision = precision
 
     def forward(self, sequences: Sequence[Ids]) -> Tensor:
-        """Embeddings in the given order; neighbours in length are padded together, so little is padded."""
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        groups = [[sequences[i] for i in order[start : start + _GROUP]] for start in range(0, len(order), _GROUP)]
+        """Embeddings in the given order."""
         with autocast(self._precision, self.pretrained.device):
-            found = torch.cat([embed(self.pretrained, group, self._card) for group in groups])
-        home = torch.empty(len(order), dtype=torch.int64, device=found.device)
-        home[torch.tensor(order, device=found.device)] = torch.arange(len(order), device=found.device)
-        return found[home]
+            return grouped(sequences, lambda group: embed(self.pretrained, group, self._card), self.pretrained.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +104,8 @@ class Contrast:
 
     def _excluded(self, requests: Sequence[int], documents: Sequence[int]) -> Tensor:
         """`[W·P, C]` bool: the document's skill fits the request, and is not the one it is paired with."""
-        fits = torch.tensor(
-            [
-                [self._texts.skill_of[document] in self._texts.golds[request] for document in documents]
-                for request in requests
-            ]
-        )
+        skills = np.array([self._texts.skill_of[document] for document in documents])
+        fits = torch.from_numpy(np.stack([np.isin(skills, list(self._texts.golds[request])) for request in requests]))
         return fits.fill_diagonal_(False)
 
 

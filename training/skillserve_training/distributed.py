@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
@@ -10,7 +11,9 @@ from torch import Tensor, distributed
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
-__all__ = ["gather_lists", "gather_rows", "is_main", "join_processes", "wait_for_all"]
+__all__ = ["gather_lists", "gather_rows", "is_main", "join_processes", "of_main", "wait_for_all"]
+
+T = TypeVar("T")
 
 
 def join_processes() -> None:
@@ -29,6 +32,15 @@ def wait_for_all() -> None:
     """Return when every process of the run has come here."""
     if distributed.is_initialized():
         distributed.barrier()
+
+
+def of_main(value: T) -> T:
+    """What the main process has found, in all of them: figures may differ in their last digit, decisions must not."""
+    if not distributed.is_initialized():
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box)
+    return box[0]
 
 
 def gather_lists(values: list[int]) -> list[int]:

@@ -16,7 +16,9 @@ from skillserve_training.dataset import TrainingData, hold_out
 from skillserve_training.distributed import join_processes
 from skillserve_training.evaluate import Embedder, ndcg
 from skillserve_training.forward import embed_all
+from skillserve_training.holdout import require_unseen
 from skillserve_training.limits import prepare, training_limits
+from skillserve_training.memory import memory_errors
 from skillserve_training.mined import Mined
 from skillserve_training.pairs import schedule_of_pairs, tokenise
 from skillserve_training.precision import Precision, choose_precision
@@ -43,36 +45,38 @@ def train_embedder(
     that diverges or does not fit into memory.
     """
     join_processes()
+    if teacher and not settings.distil_weight:
+        raise ConfigError(
+            "teacher", got="a distil_weight of 0", wanted="a share above 0", fix="Leave --teacher out, or raise it."
+        )
     precision = choose_precision(settings.precision)
     card = draft_card(base, "embedder", max_tokens=settings.max_tokens, max_query_tokens=settings.max_query_tokens)
-    model = prepare(open_embedder(base.folder), settings)
     _refuse_dims(settings.matryoshka, card)
     to_train, to_choose = hold_out(data, share=settings.holdout_share)
-    embedder = Embedder(model, card, embedder_tokens(base.folder, card), precision)
-
-    def measure() -> float | None:
-        if not to_choose.queries:
-            return None
-        return ndcg(embedder.rank(to_choose.queries, to_choose.skills), to_choose)
-
+    for model_card in (base.card, teacher.card if teacher else None):
+        require_unseen(model_card, to_train, to_choose, share=settings.holdout_share)
     texts = tokenise(to_train, embedder_tokens(base.folder, training_limits(card, settings)), settings)
     rows, steps = schedule_of_pairs(texts, mined.of(to_train) if mined else [()] * len(to_train.queries), settings)
-    run = identity(data, base, settings, mined=mined.digest if mined else None, teacher=_digest(teacher))
+    sources = {"mined": mined.digest if mined else None, "teacher": teacher.identity if teacher else None}
+    run = identity(to_train, base, settings, precision, rows, **sources)
     checkpoints = Checkpoints(out, run, fresh=settings.fresh)
-    before = measure()
-    taught = _teach(teacher, to_train, settings, precision) if teacher else None
-    trainee = EmbedderTrainee(model, card, precision)
-    course = fit(
-        trainee,
-        Contrast(texts, settings, taught),
-        rows,
-        steps,
-        settings,
-        checkpoints,
-        measure=measure,
-        title="embedder",
-    )
-    figures = {"before": before, "after": measure()}
+
+    with memory_errors(settings, rows_of_sequences=2 + settings.num_negatives):
+        model = prepare(open_embedder(base.folder), settings)
+        embedder = Embedder(model, card, embedder_tokens(base.folder, card), precision)
+
+        def measure() -> float | None:
+            if not to_choose.queries:
+                return None
+            return ndcg(embedder.rank(to_choose.queries, to_choose.skills), to_choose)
+
+        before = measure()
+        taught = _teach(teacher, to_train, settings, precision) if teacher else None
+        trainee = EmbedderTrainee(model, card, precision)
+        objective = Contrast(texts, settings, taught)
+        course = fit(trainee, objective, rows, steps, settings, checkpoints, measure=measure, title="embedder")
+        after = course.holdout.get(course.best_step)
+        figures = {"before": before, "after": measure() if after is None else after}
     training = summarise(run, course, to_train, to_choose, figures)
     named = card.model_copy(
         update={"name": f"{base.upstream_name}-embedder", "data_digest": data.digest, "training": training}
@@ -95,10 +99,6 @@ def _teach(teacher: Base, data: TrainingData, settings: TrainSettings, precision
         requests=embed_all(model, texts.requests, teacher.card, precision),
         documents=embed_all(model, texts.documents, teacher.card, precision),
     )
-
-
-def _digest(teacher: Base | None) -> str | None:
-    return teacher.card.digest if teacher and teacher.card else None
 
 
 def _refuse_dims(dims: Sequence[int], card: ModelCard) -> None:

@@ -8,10 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from skillserve.errors import ConfigError
 from skillserve.publish import sha256_of
 
-__all__ = ["INDEX", "WEIGHTS", "read_json", "weight_files", "weights_digest"]
+__all__ = ["INDEX", "WEIGHTS", "read_json", "tensor_shapes", "weight_files", "weights_digest"]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -54,6 +56,15 @@ def weights_digest(folder: Path) -> str:
         return sha256_of(files[0])
     lines = "".join(f"{file.name}:{sha256_of(file)}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the weights, which are not loaded."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return shapes
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from skillserve.tensors import Ids, token_budget_batches
 from skillserve_training.families import family_of
 from skillserve_training.precision import Precision
 
-__all__ = ["autocast", "embed", "embed_all", "pad", "score", "score_all"]
+__all__ = ["autocast", "embed", "embed_all", "grouped", "pad", "score", "score_all"]
 
-_BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
-"""Padded tokens in one forward pass without gradients; more gains nothing on a few cores, and fills a GPU."""
+_GROUP_TOKENS = {"cpu": 4_096, "cuda": 65_536}
+"""Tokens in one padded pass; more gains nothing on a few cores, and fills a GPU."""
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
@@ -71,6 +71,19 @@ def score_all(
     return _in_batches(pairs, lambda batch: score(model, batch, tokens), model, precision, bar)
 
 
+def grouped(sequences: Sequence[Ids], run: Callable[[Sequence[Ids]], Tensor], device: torch.device) -> Tensor:
+    """Rows of any number of sequences, in the given order, from passes of `run` over groups of similar length.
+
+    Neighbours in length share a pass, the longest last, so little is padded.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    groups = token_budget_batches([len(sequences[i]) for i in order], max_tokens=_GROUP_TOKENS[device.type])
+    found = torch.cat([run([sequences[i] for i in order[group]]) for group in groups])
+    home = torch.empty(len(order), dtype=torch.int64)
+    home[torch.tensor(order)] = torch.arange(len(order))
+    return found[home.to(found.device)]
+
+
 def _in_batches(
     sequences: Sequence[Ids],
     run: Callable[[Sequence[Ids]], Tensor],
@@ -78,20 +91,15 @@ def _in_batches(
     precision: Precision,
     bar: Bar | None,
 ) -> Tensor:
-    # Neighbours in length share a batch, the longest last, so little is padded.
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    def counted(group: Sequence[Ids]) -> Tensor:
+        rows = run(group).cpu()
+        if bar:
+            bar.advance(len(rows))
+        return rows
+
     was_training = model.training
     model.eval()
-    rows: list[Tensor] = []
     with torch.no_grad(), autocast(precision, model.device):
-        for batch in token_budget_batches(
-            [len(sequences[i]) for i in order], max_tokens=_BATCH_TOKENS[model.device.type]
-        ):
-            rows.append(run([sequences[i] for i in order[batch]]).cpu())
-            if bar:
-                bar.advance(len(rows[-1]))
+        found = grouped(sequences, counted, model.device)
     model.train(was_training)
-    found = torch.cat(rows)
-    home = torch.empty_like(found)
-    home[torch.tensor(order)] = found
-    return home
+    return found

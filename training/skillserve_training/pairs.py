@@ -20,6 +20,7 @@ from skillserve_training.dataset import TrainingData
 __all__ = ["EmbedderTexts", "Pair", "schedule_of_pairs", "tokenise"]
 
 _SECTION = re.compile(r"\n(?=#{1,4} )")
+_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _LEAST_SECTION_CHARS = 120
 """A section of a heading and a line says nothing about its skill."""
 
@@ -67,26 +68,37 @@ def tokenise(data: TrainingData, tokens: EmbedderTokens, settings: TrainSettings
     )
     texts.real.extend((request, skill) for request, golds in enumerate(texts.golds) for skill in sorted(golds))
     if settings.catalogue_share:
-        found = [i for i, skill in enumerate(data.skills) if skill.description.strip() and skill.body.strip()]
-        rests = [replace(data.skills[i], description="") for i in found]
-        texts.described.extend(_add(texts, tokens, found, [data.skills[i].description for i in found], rests))
+        described = [(i, skill.description) for i, skill in enumerate(data.skills) if skill.body.strip()]
+        rests = tokens.skills([replace(_bare(data.skills[i]), description="") for i, _ in described])
+        texts.described.extend(_add(texts, tokens, described, rests))
     if settings.section_share:
-        parts = [(i, part) for i, skill in enumerate(data.skills) for part in _sections(skill)]
-        heads = [replace(data.skills[i], body="") for i, _ in parts]
-        texts.sections.extend(_add(texts, tokens, [i for i, _ in parts], [part for _, part in parts], heads))
+        parts = [(i, part) for i, skill in enumerate(data.skills) for part in _sections(_bare(skill))]
+        divided = sorted({i for i, _ in parts})
+        heads = dict(zip(divided, tokens.skills([replace(data.skills[i], body="") for i in divided]), strict=True))
+        texts.sections.extend(_add(texts, tokens, parts, [heads[i] for i, _ in parts]))
     return texts
 
 
 def _add(
-    texts: EmbedderTexts, tokens: EmbedderTokens, skills: Sequence[int], requests: list[str], documents: list[Skill]
+    texts: EmbedderTexts, tokens: EmbedderTokens, requests: Sequence[tuple[int, str]], documents: Sequence[Ids]
 ) -> list[tuple[int, int]]:
-    """Append requests and documents, row by row of the same skill; returns their pairs."""
-    pairs = [(len(texts.requests) + row, len(texts.documents) + row) for row in range(len(skills))]
-    texts.requests.extend(cut.ids for cut in tokens.queries(requests))
-    texts.documents.extend(tokens.skills(documents))
-    texts.golds.extend(frozenset((skill,)) for skill in skills)
-    texts.skill_of.extend(skills)
+    """Append requests (skill, text) and documents, row by row of the same skill; returns their pairs.
+
+    What a tokenizer finds no word in, such as a description of one invisible character, asks for nothing.
+    """
+    rows = zip(requests, documents, strict=True)
+    asking = [(skill, text, document) for (skill, text), document in rows if any(letter.isalnum() for letter in text)]
+    pairs = [(len(texts.requests) + row, len(texts.documents) + row) for row in range(len(asking))]
+    texts.requests.extend(cut.ids for cut in tokens.queries([text for _, text, _ in asking]))
+    texts.documents.extend(document for *_, document in asking)
+    texts.golds.extend(frozenset((skill,)) for skill, *_ in asking)
+    texts.skill_of.extend(skill for skill, *_ in asking)
     return pairs
+
+
+def _bare(skill: Skill) -> Skill:
+    """The skill without front matter in its body, where its name and description would stand again."""
+    return replace(skill, body=_FRONT_MATTER.sub("", skill.body, count=1))
 
 
 def _sections(skill: Skill) -> list[str]:

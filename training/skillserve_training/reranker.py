@@ -6,27 +6,28 @@ ranks by, so the logit has to say only what the embedder does not know.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from skillserve.card import ModelCard
 from skillserve.errors import ConfigError
-from skillserve.fusion import fuse
-from skillserve.records import Run
-from skillserve.settings import TrainSettings
+from skillserve.settings import TrainSettings, window
 from skillserve_training.base import Base
+from skillserve_training.candidates import nearest_wrong_skills
 from skillserve_training.cards import draft_card
 from skillserve_training.checkpoints import Checkpoints
 from skillserve_training.comparison import Comparison, RerankerTrainee
 from skillserve_training.dataset import TrainingData, hold_out
 from skillserve_training.distributed import join_processes
-from skillserve_training.evaluate import Embedder, Reranker, ndcg
+from skillserve_training.evaluate import Embedder, Reranker
 from skillserve_training.families import family_of
-from skillserve_training.first_stage import FirstStage
+from skillserve_training.guards import Likeness
+from skillserve_training.holdout import RerankerHoldout, require_unseen
 from skillserve_training.limits import prepare, training_limits
 from skillserve_training.lists import schedule_of_lists, tokenise_sides
+from skillserve_training.memory import memory_errors
 from skillserve_training.mined import Mined
 from skillserve_training.precision import Precision, choose_precision
 from skillserve_training.run import identity, publish, summarise
@@ -40,11 +41,6 @@ from skillserve_training.weights import (
 )
 
 __all__ = ["train_reranker"]
-
-_DEPTH = 20
-"""Candidates that are reranked when the hold-out is measured, as many as a search reranks by default."""
-_WEIGHTS = (0.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0)
-"""Similarity weights that are tried on the hold-out."""
 
 
 def train_reranker(
@@ -63,42 +59,47 @@ def train_reranker(
     fit into memory.
     """
     join_processes()
+    torch.manual_seed(settings.seed)  # a new head is drawn
     precision = choose_precision(settings.precision)
-    model = prepare(open_reranker(base.folder, new_head=True), settings)
-    if base.card is None or base.card.role != "reranker":
-        family_of(model).start_head(model)
-    tokens = score_tokens(base.folder)
     card = draft_card(base, "reranker", max_tokens=settings.max_tokens, max_query_tokens=settings.max_query_tokens)
-    embedder = _first_stage(embedder_base, precision)
-    _refuse_a_seen_hold_out(embedder.card, data, settings)
+    tokens = score_tokens(base.folder)
     to_train, to_choose = hold_out(data, share=settings.holdout_share)
-    holdout = _Holdout(embedder, to_choose, settings.similarity_weight)
+    for model_card in (base.card, embedder_base.card):
+        require_unseen(model_card, to_train, to_choose, share=settings.holdout_share)
     texts = tokenise_sides(to_train, reranker_tokens(base.folder, training_limits(card, settings)))
-    first_stage = FirstStage.of(embedder, to_train)
-    negatives = mined.of(to_train) if mined else first_stage.negatives(texts.golds, settings)
-    rows, steps = schedule_of_lists(texts, negatives, settings)
-    run = identity(data, base, settings, embedder=embedder.card.digest, mined=mined.digest if mined else None)
-    checkpoints = Checkpoints(out, run, fresh=settings.fresh)
-    trainee = RerankerTrainee(model, tokens, precision)
-    reranker = Reranker(model, reranker_tokens(base.folder, card), tokens, precision)
-    course = fit(
-        trainee,
-        Comparison(texts, settings, first_stage if settings.similarity_weight else None),
-        rows,
-        steps,
-        settings,
-        checkpoints,
-        measure=lambda: holdout.measure(reranker).reranked,
-        title="reranker",
-    )
-    figures = holdout.measure(reranker)
-    training = summarise(
-        run,
-        course,
-        to_train,
-        to_choose,
-        {"embedder_only": figures.embedder_only, "logit_only": figures.logit_only, "reranked": figures.reranked},
-    )
+
+    with memory_errors(settings, rows_of_sequences=1 + settings.num_negatives):
+        likeness, holdout = _first_stage(embedder_base, to_train, to_choose, settings, precision, mined)
+        if mined:
+            negatives: Sequence[Sequence[int]] = mined.of(to_train)
+        else:
+            first, last = window(settings.ranks)
+            ranked = nearest_wrong_skills(likeness, to_train, last)[:, first - 1 :]
+            negatives = [row[row >= 0].tolist() for row in ranked]
+        rows, steps = schedule_of_lists(texts, negatives, settings)
+        sources = {"embedder": embedder_base.identity, "mined": mined.digest if mined else None}
+        run = identity(to_train, base, settings, precision, rows, **sources)
+        checkpoints = Checkpoints(out, run, fresh=settings.fresh)
+
+        model = prepare(open_reranker(base.folder, new_head=True), settings)
+        new_head = not family_of(model).has_head(base.folder)
+        if new_head:
+            family_of(model).start_head(model)
+        reranker = Reranker(model, reranker_tokens(base.folder, card), tokens, precision)
+        trainee = RerankerTrainee(model, tokens, precision, new_head=new_head)
+        objective = Comparison(texts, settings, likeness if settings.similarity_weight else None)
+        course = fit(
+            trainee,
+            objective,
+            rows,
+            steps,
+            settings,
+            checkpoints,
+            measure=lambda: holdout.measure(reranker).reranked,
+            title="reranker",
+        )
+        figures = holdout.measure(reranker)
+    training = summarise(run, course, to_train, to_choose, figures.named())
     named = card.model_copy(
         update={
             "name": f"{base.upstream_name}-reranker",
@@ -110,53 +111,18 @@ def train_reranker(
     return publish(out, model, base, named, course, checkpoints)
 
 
-@dataclass(frozen=True, slots=True)
-class _Figures:
-    """NDCG@10 of the hold-out; all None without one."""
+def _first_stage(
+    base: Base,
+    to_train: TrainingData,
+    to_choose: TrainingData,
+    settings: TrainSettings,
+    precision: Precision,
+    mined: Mined | None,
+) -> tuple[Likeness, RerankerHoldout]:
+    """What the embedder says of the training part, where that is needed, and its ranking of the hold-out.
 
-    embedder_only: float | None
-    logit_only: float | None
-    reranked: float | None
-    """With the weight that does best."""
-    weight: float
-
-
-class _Holdout:
-    """The first stage's candidates for held-out requests, ranked once and measured with every state of the reranker."""
-
-    def __init__(self, embedder: Embedder, data: TrainingData, trained_weight: float) -> None:
-        self._data = data
-        self._trained_weight = trained_weight
-        self._first = embedder.rank(data.queries, data.skills) if data.queries else {}
-
-    def measure(self, reranker: Reranker) -> _Figures:
-        """Both stages, with the similarity weight that does best: the one trained with, unless another is better."""
-        if not self._first:
-            return _Figures(None, None, None, self._trained_weight)
-        logits = reranker.rerank(self._first, self._data.queries, self._data.skills, depth=_DEPTH)
-        weights = sorted({self._trained_weight, *_WEIGHTS}, key=lambda weight: abs(weight - self._trained_weight))
-        found = {weight: ndcg(self._fused(logits, weight), self._data) for weight in weights}
-        best = max(found, key=lambda weight: found[weight])
-        return _Figures(ndcg(self._first, self._data), found[0.0], found[best], best)
-
-    def _fused(self, logits: Run, weight: float) -> Run:
-        return {
-            query: dict(
-                zip(
-                    found,
-                    fuse(
-                        np.array(list(found.values()), np.float32),
-                        np.array([self._first[query][skill] for skill in found], np.float32),
-                        weight,
-                    ).tolist(),
-                    strict=True,
-                )
-            )
-            for query, found in logits.items()
-        }
-
-
-def _first_stage(base: Base, precision: Precision) -> Embedder:
+    The embedder itself is gone afterwards: the reranker may need its memory.
+    """
     if base.card is None or base.card.role != "embedder":
         raise ConfigError(
             f"embedder `{base.folder}`",
@@ -164,18 +130,8 @@ def _first_stage(base: Base, precision: Precision) -> Embedder:
             wanted="a weights folder that skillserve wrote",
             fix="Train one: skillserve train embedder, or write a stock one: skillserve card",
         )
-    return Embedder(open_embedder(base.folder), base.card, embedder_tokens(base.folder, base.card), precision)
-
-
-def _refuse_a_seen_hold_out(embedder: ModelCard, data: TrainingData, settings: TrainSettings) -> None:
-    """An embedder trained on skills that are now held out would rank them unfairly well."""
-    if embedder.data_digest != data.digest:
-        return
-    kept = float(embedder.training["settings"]["holdout_share"])
-    if settings.holdout_share > kept:
-        raise ConfigError(
-            "hold-out of the reranker",
-            got=f"a share of {settings.holdout_share:g} where the embedder kept {kept:g}, so it has seen the others",
-            wanted="at most the embedder's share",
-            fix=f"Run it again with --holdout-share {kept:g}",
-        )
+    embedder = Embedder(open_embedder(base.folder), base.card, embedder_tokens(base.folder, base.card), precision)
+    needed = mined is None or settings.similarity_weight > 0
+    requests, skills = embedder.embed(to_train.queries, to_train.skills) if needed else (torch.empty(0), torch.empty(0))
+    holdout = RerankerHoldout.of(embedder, to_choose, settings.similarity_weight)
+    return Likeness(requests.numpy(), skills.numpy()), holdout

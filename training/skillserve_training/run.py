@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,22 +19,37 @@ from skillserve_training.checkpoints import Checkpoints
 from skillserve_training.course import Course
 from skillserve_training.dataset import TrainingData
 from skillserve_training.distributed import is_main
+from skillserve_training.precision import Precision
 from skillserve_training.report import write_report
 from skillserve_training.weights import write_trained
 
 __all__ = ["identity", "publish", "summarise"]
 
 _PACKAGES = ("skillserve", "torch", "transformers", "tokenizers")
-_NOT_OF_THE_COURSE = {"fresh", "checkpoint_steps"}
+_NOT_OF_THE_COURSE = {"fresh", "checkpoint_steps", "chunk_size", "gradient_checkpointing"}
 """Settings that change no weight."""
 
 
-def identity(data: TrainingData, base: Base, settings: TrainSettings, **sources: str | None) -> dict[str, Any]:
-    """Everything that the course of a run depends on, `sources` being digests of what else it reads."""
+def identity(
+    part: TrainingData,
+    base: Base,
+    settings: TrainSettings,
+    precision: Precision,
+    rows: Sequence[object],
+    **sources: str | None,
+) -> dict[str, Any]:
+    """Everything that the course of a run depends on: `rows` in their order, `sources` are digests of what it reads.
+
+    Rows are part of it, since negatives come from similarities, which another processor may round differently.
+    """
     return {
-        "data": data.digest,
-        "base": base.card.digest if base.card else base.revision,
+        "data": part.digest,
+        "part": part.part_digest,
+        "base": base.identity,
         "settings": settings.model_dump(mode="json", exclude=_NOT_OF_THE_COURSE),
+        "precision": precision,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "rows": hashlib.sha256(repr(rows).encode()).hexdigest(),
         **{name: digest for name, digest in sources.items() if digest},
         "versions": {package: version(package) for package in _PACKAGES},
     }

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from skillserve.console import Bar
 from skillserve.settings import TrainSettings
 from skillserve_training.checkpoints import Checkpoints
-from skillserve_training.distributed import is_main, wait_for_all
+from skillserve_training.distributed import is_main, of_main, wait_for_all
 
 __all__ = ["ProgressBar", "Selection"]
 
@@ -40,6 +40,16 @@ class Selection(TrainerCallback):  # type: ignore[misc]
         """Step → figure, those from before a continuation included: the Trainer's log is in its checkpoints."""
         return {entry["step"]: entry[_HOLDOUT] for entry in self._trainer.state.log_history if _HOLDOUT in entry}
 
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: object,
+    ) -> None:
+        """Save as often as this command says, not as the one whose checkpoint the state came from."""
+        state.save_steps = args.save_steps
+
     def on_step_end(
         self,
         args: TrainingArguments,  # noqa: ARG002
@@ -51,8 +61,7 @@ class Selection(TrainerCallback):  # type: ignore[misc]
         if state.global_step not in self._at or state.global_step in self.measured:
             return control
         before = self.measured
-        # Every process computes the figure, from the same weights, so that all of them decide alike.
-        figure = self._measure()
+        figure = of_main(self._measure())
         if figure is None:
             return control
         # Not through the Trainer, which would take it for the log of this step.

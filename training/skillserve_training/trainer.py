@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +36,6 @@ __all__ = ["fit", "learning_rate_share"]
 
 Row = TypeVar("Row")
 
-_WEIGHT_DECAY = 0.01
 _LARGEST_GRADIENT_NORM = 1.0
 _HEAD_RATE = 10.0
 """A new head starts at nothing and the encoder at something good: the head learns this much faster."""
@@ -56,12 +55,12 @@ def fit(
     """Train for `steps` steps over `rows`, in order; the trainee holds the chosen weights afterwards.
 
     `measure` gives NDCG@10 of the hold-out, or None without one. Raises ConfigError naming the step where a loss or
-    gradient is not finite, or the knob to turn where memory runs out; checkpoints stay then.
+    gradient is not finite; checkpoints stay then.
     """
     wait_for_all()
     resume = checkpoints.latest()
     arguments = _arguments(settings, steps, len(rows) // steps, checkpoints.folder)
-    trainer = _Trainer(trainee, objective, rows, arguments)
+    trainer = _Trainer(trainee, objective, rows, arguments, linear=settings.schedule == "linear")
     selection = Selection(trainer, settings, steps, checkpoints, measure)
     started = time.perf_counter()
     with progress(title, steps) as bar:
@@ -70,8 +69,7 @@ def fit(
             bar.advance(resume.step)
         trainer.add_callback(ProgressBar(bar, lambda: trainer.num_tokens / trainer.seconds))
         trainer.add_callback(selection)
-        with _memory_errors(settings):
-            trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
+        trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
     trainee.eval()
     best_step = selection.restore()
     wait_for_all()
@@ -90,14 +88,15 @@ def fit(
     )
 
 
-def learning_rate_share(step: int, steps: int, warmup: int) -> float:
-    """Share of the peak rate in a step, counted from 0: a straight rise that begins above zero, then half a cosine.
+def learning_rate_share(step: int, steps: int, warmup: int, *, linear: bool) -> float:
+    """Share of the peak rate in a step, counted from 0: a straight rise that begins above zero, then a fall to zero.
 
     The Trainer's own schedule spends its first step at a rate of zero, and of a short run that is a large part.
     """
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    done = (step - warmup) / max(1, steps - warmup)
+    return 1 - done if linear else 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _arguments(settings: TrainSettings, steps: int, batch_size: int, folder: Path) -> TrainingArguments:
@@ -109,14 +108,14 @@ def _arguments(settings: TrainSettings, steps: int, batch_size: int, folder: Pat
             wanted="the same number of rows for each",
             fix=f"Run it again with --batch-size {max(1, batch_size // world) * world}",
         )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=batch_size // world,
         dataloader_drop_last=True,
         learning_rate=settings.learning_rate,
         warmup_steps=max(1, round(steps * settings.warmup_ratio)),
-        weight_decay=_WEIGHT_DECAY,
+        weight_decay=settings.weight_decay,
         max_grad_norm=_LARGEST_GRADIENT_NORM,
         save_strategy="steps",
         save_steps=settings.checkpoint_steps,
@@ -132,14 +131,25 @@ def _arguments(settings: TrainSettings, steps: int, batch_size: int, folder: Pat
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
     )
+    if arguments.n_gpu > 1:
+        # One process has one GPU: copies of a model in threads (DataParallel) would each see all rows.
+        arguments._n_gpu = 1  # noqa: SLF001
+    return arguments
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer over rows in a given order, whose objective runs its own backward passes."""
 
     def __init__(
-        self, trainee: Trainee, objective: Objective[Row], rows: Sequence[Row], arguments: TrainingArguments
+        self,
+        trainee: Trainee,
+        objective: Objective[Row],
+        rows: Sequence[Row],
+        arguments: TrainingArguments,
+        *,
+        linear: bool,
     ) -> None:
+        self._linear = linear
         self._objective = objective
         self.num_tokens = 0
         self.seconds = 0.0
@@ -182,9 +192,10 @@ class _Trainer(Trainer):  # type: ignore[misc]
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
-        warmup = self.args.warmup_steps
+        warmup, linear = self.args.warmup_steps, self._linear
         self.lr_scheduler = LambdaLR(
-            optimizer or self.optimizer, lambda step: learning_rate_share(step, num_training_steps, warmup)
+            optimizer or self.optimizer,
+            lambda step: learning_rate_share(step, num_training_steps, warmup, linear=linear),
         )
         return self.lr_scheduler
 
@@ -200,36 +211,14 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def _require_finite(self, what: str, *found: Tensor) -> None:
         if bool(torch.stack([torch.isfinite(each).all() for each in found]).all()):
             return
-        kept = self.state.global_step // self.args.save_steps * self.args.save_steps
+        kept = self.state.global_step // self.state.save_steps * self.state.save_steps
         raise ConfigError(
             f"training step {self.state.global_step + 1} of {self.args.max_steps}",
             got=f"a {what} that is not finite",
             wanted="finite numbers"
             + (f"; the checkpoint of step {kept} is kept in {self.args.output_dir}" if kept else ""),
-            fix=f"Lower the learning rate: --learning-rate {self.args.learning_rate / 10:g} --fresh",
+            fix=f"Run it into another folder, with a lower rate: --learning-rate {self.args.learning_rate / 10:g}",
         )
-
-
-@contextmanager
-def _memory_errors(settings: TrainSettings) -> Iterator[None]:
-    """Name the knobs where memory runs out."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        chunk = settings.chunk_size or settings.batch_size
-        raise ConfigError(
-            "memory for training",
-            got=" ".join(str(error).split())[:200],
-            wanted="room for a step",
-            fix=f"Halve what a pass holds: --chunk-size {max(1, chunk // 2)}; or shorten sequences: "
-            f"--train-tokens {max(8, settings.train_tokens // 2)}; or --batch-size {max(1, settings.batch_size // 2)}.",
-        ) from error
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _synchronise(model: nn.Module, *, last: bool) -> AbstractContextManager[object]:

@@ -17,6 +17,7 @@ from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
 from skillserve_training.base import MINILM
 from skillserve_training.families.family import Family
 from skillserve_training.families.loading import load
+from skillserve_training.files import tensor_shapes
 from skillserve_training.tokenizer import token_ids
 
 __all__ = ["Bert", "pair_types"]
@@ -84,6 +85,11 @@ class Bert(Family):
         types = pair_types(ids, mask, separator)
         logits: Tensor = model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
         return logits[:, 0].float()
+
+    def has_head(self, folder: Path) -> bool:
+        """Whether there is a classifier of one logit."""
+        shapes = tensor_shapes(folder)
+        return shapes.get("classifier.weight", (0,))[0] == 1 and "bert.pooler.dense.weight" in shapes
 
     def start_head(self, model: PreTrainedModel) -> None:
         """Begin with a pooler that hands [CLS] on nearly as it is, and a classifier without a bias.

@@ -70,6 +70,10 @@ class Family(ABC):
         """Relevance logits `[B]` float32 of framed pairs; `tokens` are those of `score_tokens`."""
 
     @abstractmethod
+    def has_head(self, folder: Path) -> bool:
+        """Whether the weights in a folder bring the head of a reranker that scores already."""
+
+    @abstractmethod
     def start_head(self, model: PreTrainedModel) -> None:
         """Set the head of a reranker to where training begins."""
 

@@ -65,6 +65,10 @@ class Qwen3(Family):
         gap: Tensor = (last * (yes - no)).sum(-1)
         return gap
 
+    def has_head(self, folder: Path) -> bool:  # noqa: ARG002
+        """A language model can answer already."""
+        return True
+
     def start_head(self, model: PreTrainedModel) -> None:
         """Nothing to do: the rows of `yes` and `no` are trained already."""
 
@@ -84,5 +88,7 @@ class Qwen3(Family):
 
 def _last(decoder: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Hidden states `[B, H]` float32 of the last tokens."""
-    hidden: Tensor = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    # Without padding in the mask: it stands behind the last token, which a causal model never looks at, and any zero
+    # in the mask would cost a `[B, 1, L, L]` one, and the fast kernels.
+    hidden: Tensor = decoder(input_ids=ids, attention_mask=torch.ones_like(mask), use_cache=False).last_hidden_state
     return hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1].float()

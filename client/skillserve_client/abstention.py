@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from skillserve_client.bundle import Bundle
 from skillserve_client.calibration import EMBED_DEPTH, Curve, StageName, describe
+from skillserve_client.corpus import Candidates
 from skillserve_client.wire import Floats
 
 __all__ = ["Verdict", "judge"]
@@ -25,20 +26,22 @@ class Verdict:
         return None if self.hit is None else float(self.hit.probabilities({"score": score}))
 
 
-def judge(bundle: Bundle, scores: Floats, similarities: Floats, *, abstain: bool) -> Verdict:
+def judge(bundle: Bundle, scores: Floats, candidates: Candidates, *, lexical_weight: float, abstain: bool) -> Verdict:
     """Judge a search by the stage that it ended in: reranked if there are `scores`, else embed-only.
 
-    Without a calibration, or at another rerank depth than the calibrated one, there is no probability; whoever
-    wants answers to abstain is told why they do not.
+    Without a calibration, or at another rerank depth or lexical weight than the calibrated one, there is no
+    probability; whoever wants answers to abstain is told why they do not.
     """
     if bundle.calibration is None:
         return _unsure("this bundle is not calibrated (skillserve calibrate)", abstain=abstain)
+    if (calibrated := bundle.calibration.lexical_weight) != lexical_weight:
+        return _unsure(f"calibrated for lexical weight {calibrated:g}, not {lexical_weight:g}", abstain=abstain)
     stage_name: StageName = "rerank" if len(scores) else "embed"
     stage = bundle.calibration.stages[stage_name]
-    considered = scores if len(scores) else similarities[:EMBED_DEPTH]
+    considered = scores if len(scores) else candidates.scores[:EMBED_DEPTH]
     if len(considered) != min(stage.depth, bundle.manifest.num_skills):
         return _unsure(f"calibrated for {stage.depth} reranked candidates, not {len(considered)}", abstain=abstain)
-    features = describe(considered, similarities)
+    features = describe(considered, candidates.nearest)
     z = float(stage.request.predictors(features))
     probability, fits = float(stage.request.at(z)), z >= stage.cut
     said = f"probability {probability:.3f} that a skill fits, the threshold is {stage.threshold:.3f}"

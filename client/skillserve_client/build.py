@@ -12,10 +12,12 @@ import numpy as np
 from skillserve.console import progress, talk
 from skillserve.errors import BundleError, CatalogueError
 from skillserve.framing import RerankerTokens, mend
+from skillserve.lexical import LexicalIndex
 from skillserve.records import Skill
 from skillserve.settings import IndexSettings, SearchSettings
 from skillserve.skillfile import read_skills
 from skillserve.tensors import Ids, Role
+from skillserve.text import skill_text
 from skillserve_client.bundle import Bundle, live_version, open_bundle, publish
 from skillserve_client.corpus import Corpus
 from skillserve_client.index import FlatIndex
@@ -25,6 +27,7 @@ from skillserve_client.manifest import (
     EMBEDDER_CARD,
     EMBEDDER_TOKENIZER,
     INDEX_FILE,
+    LEXICAL_FILE,
     QUALITY_FILE,
     RERANKER_CARD,
     RERANKER_TOKENIZER,
@@ -85,20 +88,22 @@ def build_bundle(
     sources = read_sources(index.models, triton)
     digest = catalogue_digest(skills)
     live = _live(index.bundles)
-    if not force and live is not None and _is_current(live, digest, sources, judged):
+    if not force and live is not None and _is_current(live, digest, sources, judged, index.lexical_weight):
         return Built(
             manifest=live.manifest, quality=live.quality, current=True, calibrated=live.calibration is not None
         )
 
-    corpus = _corpus(skills, sources, triton)
+    corpus = _corpus(skills, sources, triton, index.lexical_weight)
     quality = measure(corpus, judged, triton, search or SearchSettings(), progress) if judged else None
     files = {INDEX_FILE: corpus.index.to_bytes(), SKILLS_FILE: corpus.skills.to_bytes()}
     files |= {EMBEDDER_CARD: sources["embedder"].card_json, EMBEDDER_TOKENIZER: sources["embedder"].tokenizer_json}
     if "reranker" in sources:
         files |= {RERANKER_CARD: sources["reranker"].card_json, RERANKER_TOKENIZER: sources["reranker"].tokenizer_json}
+    if corpus.lexical is not None:
+        files[LEXICAL_FILE] = corpus.lexical.to_bytes()
     if quality is not None:
         files[QUALITY_FILE] = (quality.model_dump_json(indent=2) + "\n").encode()
-    files |= _calibration(live, digest, sources)
+    files |= _calibration(live, digest, sources, index.lexical_weight)
     require_unchanged(sources, triton)
     with locked(index.bundles):
         if not force and (live_now := live_version(index.bundles)) != live_before:
@@ -118,12 +123,15 @@ def build_bundle(
                 role: ModelEntry(digest=source.card.digest, served_version=source.served.version)
                 for role, source in sources.items()
             },
+            lexical_weight=index.lexical_weight,
         )
         remove_old(index.bundles, keep=index.keep, always=frozenset({manifest.version, manifest.parent}))
     return Built(manifest=manifest, quality=quality, current=False, calibrated=CALIBRATION_FILE in files)
 
 
-def _corpus(skills: Sequence[Skill], sources: dict[Role, Source], triton: Inference) -> Corpus:
+def _corpus(skills: Sequence[Skill], sources: dict[Role, Source], triton: Inference, lexical_weight: float) -> Corpus:
+    # First of all, since it is soon told where bm25s is not installed.
+    lexical = LexicalIndex.build([skill_text(skill) for skill in skills]) if lexical_weight else None
     embedder = embedder_tokens(sources["embedder"].card, sources["embedder"].tokenizer_json)
     reranker: RerankerTokens | None = None
     if "reranker" in sources:
@@ -135,6 +143,8 @@ def _corpus(skills: Sequence[Skill], sources: dict[Role, Source], triton: Infere
         skills=SkillTable.build(skills, rerank_ids),
         embedder=embedder,
         reranker=reranker,
+        lexical=lexical,
+        lexical_weight=lexical_weight,
     )
 
 
@@ -176,14 +186,20 @@ def _live(root: Path) -> Bundle | None:
         return None
 
 
-def _calibration(live: Bundle | None, digest: str, sources: dict[Role, Source]) -> dict[str, bytes]:
+def _calibration(
+    live: Bundle | None, digest: str, sources: dict[Role, Source], lexical_weight: float
+) -> dict[str, bytes]:
     """The live bundle's calibration, where it holds for the new one too; if it does not, that is said."""
     if live is None or live.calibration is None:
         return {}
-    same_models = live.digests == {role: source.card.digest for role, source in sources.items()}
-    if same_models and live.manifest.catalogue_digest == digest:
+    same = {
+        "models": live.digests == {role: source.card.digest for role, source in sources.items()},
+        "catalogue": live.manifest.catalogue_digest == digest,
+        "lexical weight": live.manifest.lexical_weight == lexical_weight,
+    }
+    if all(same.values()):
         return {CALIBRATION_FILE: (live.calibration.model_dump_json(indent=2) + "\n").encode()}
-    changed = "catalogue" if same_models else "models"
+    changed = next(what for what, holds in same.items() if not holds)
     talk(
         f"The calibration of the live bundle is dropped, for the {changed} changed: searches of the new one do not "
         "abstain. Calibrate again: skillserve calibrate --requests FILE --none FILE"
@@ -191,12 +207,15 @@ def _calibration(live: Bundle | None, digest: str, sources: dict[Role, Source]) 
     return {}
 
 
-def _is_current(live: Bundle, digest: str, sources: dict[Role, Source], judged: Judged | None) -> bool:
+def _is_current(
+    live: Bundle, digest: str, sources: dict[Role, Source], judged: Judged | None, lexical_weight: float
+) -> bool:
     measured = judged is None or (live.quality is not None and live.quality.queries_digest == judged.digest)
     models = {role: source.card.digest for role, source in sources.items()}
     return (
         measured
         and live.manifest.catalogue_digest == digest
+        and live.manifest.lexical_weight == lexical_weight
         and live.digests == models
         # The digest covers the tokenizer of the weights; this asks for the bytes that were served with them.
         and all(

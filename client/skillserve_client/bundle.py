@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from skillserve.card import ModelCard
 from skillserve.errors import BundleError
 from skillserve.framing import RerankerTokens
+from skillserve.lexical import LexicalIndex
 from skillserve.publish import published_folder, write_text
 from skillserve.tensors import Role
 from skillserve.text import TEXT_FORMAT
@@ -34,6 +35,7 @@ from skillserve_client.manifest import (
     EMBEDDER_CARD,
     EMBEDDER_TOKENIZER,
     INDEX_FILE,
+    LEXICAL_FILE,
     MANIFEST_FILE,
     OPTIONAL_FILES,
     QUALITY_FILE,
@@ -84,6 +86,7 @@ def publish(
     dim: int,
     catalogue: str,
     models: Mapping[Role, ModelEntry],
+    lexical_weight: float = 0.0,
 ) -> Manifest:
     """Write a new version under `root` and make it the live one; `catalogue` is the digest of the skills.
 
@@ -100,6 +103,7 @@ def publish(
             parent=live_version(root),
             num_skills=num_skills,
             dim=dim,
+            lexical_weight=lexical_weight,
             text_format=TEXT_FORMAT,
             catalogue_digest=catalogue,
             models=dict(models),
@@ -188,6 +192,8 @@ def _read_manifest(path: Path, anchor: Pointer | None) -> Manifest:
         raise _damaged(path, f"no entry for {min(missing)}", "every file of a bundle")
     if {RERANKER_CARD in names, RERANKER_TOKENIZER in names, "reranker" in manifest.models} not in ({True}, {False}):
         raise _damaged(path, "a part of a reranker", "its card, its tokenizer and its digest, or none of them")
+    if (LEXICAL_FILE in names) != (manifest.lexical_weight > 0):
+        raise _damaged(path, "half of a hybrid bundle", f"{LEXICAL_FILE} and its weight, or neither")
     if "embedder" not in manifest.models:
         raise _damaged(path, "no digest of the embedder", "the model that the index was built with")
     if anchor is not None and manifest.version != anchor.version:
@@ -223,6 +229,9 @@ def _assemble(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -
     if RERANKER_CARD in contents:
         card = _read_card(folder / RERANKER_CARD, contents[RERANKER_CARD], "reranker", manifest)
         reranker = reranker_tokens(card, contents[RERANKER_TOKENIZER])
+    lexical: LexicalIndex | None = None
+    if LEXICAL_FILE in contents:
+        lexical = _read_lexical(folder / LEXICAL_FILE, contents[LEXICAL_FILE], manifest)
     quality: Quality | None = None
     if QUALITY_FILE in contents:
         try:
@@ -237,6 +246,8 @@ def _assemble(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -
         skills=skills,
         embedder=embedder_tokens(embedder, contents[EMBEDDER_TOKENIZER]),
         reranker=reranker,
+        lexical=lexical,
+        lexical_weight=manifest.lexical_weight,
     )
     return Bundle(folder=folder, manifest=manifest, corpus=corpus, quality=quality, calibration=calibration)
 
@@ -252,6 +263,13 @@ def _read_card(path: Path, content: bytes, role: Role, manifest: Manifest) -> Mo
     return card
 
 
+def _read_lexical(path: Path, content: bytes, manifest: Manifest) -> LexicalIndex:
+    lexical = LexicalIndex.from_bytes(content, subject=f"bundle file `{path}`")
+    if len(lexical) != manifest.num_skills:
+        raise _damaged(path, f"words of {len(lexical)} skills", f"{manifest.num_skills}, as the manifest says")
+    return lexical
+
+
 def _read_calibration(path: Path, content: bytes, manifest: Manifest) -> Calibration:
     try:
         calibration = Calibration.model_validate_json(content)
@@ -260,6 +278,10 @@ def _read_calibration(path: Path, content: bytes, manifest: Manifest) -> Calibra
     if calibration.catalogue_digest != manifest.catalogue_digest:
         raise _damaged(
             path, f"a calibration of catalogue {calibration.catalogue_digest[:12]}", manifest.catalogue_digest[:12]
+        )
+    if calibration.lexical_weight != manifest.lexical_weight:
+        raise _damaged(
+            path, f"a calibration with lexical weight {calibration.lexical_weight:g}", f"{manifest.lexical_weight:g}"
         )
     for role, entry in manifest.models.items():
         if calibration.models.get(role) != entry.digest:

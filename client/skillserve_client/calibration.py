@@ -46,9 +46,10 @@ Kind = Literal["platt", "isotonic"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Feature = Literal["score", "similarity", "gap", "lead", "background"]
-"""What a curve looks at. `score`: the final score of the hit, for a request that of its first hit; `similarity`: the
-highest similarity of any candidate; `gap`: first score - second; `lead`: first score - mean of all others;
-`background`: mean similarity of the 100 nearest skills, high where the catalogue knows the subject at all."""
+"""What a curve looks at. `score`: the final score of the hit, in an embed-only answer its first-stage score, for a
+request that of its first hit; `similarity`: the highest similarity of any skill; `gap`: first score - second;
+`lead`: first score - mean of all others; `background`: mean similarity of the 100 nearest skills, high where the
+catalogue knows the subject at all."""
 
 EMBED_DEPTH = 20
 """Candidates that the features of an embed-only answer look at; a reranked answer's look at what was reranked."""
@@ -62,7 +63,10 @@ Inner = Annotated[float, Field(gt=0, lt=1)]
 
 
 def describe(scores: npt.NDArray[Any], similarities: npt.NDArray[Any]) -> dict[Feature, float]:
-    """The features of a request, from scores `[N ≥ 1]` of candidates and similarities `[M ≥ 1]`, descending."""
+    """The features of a request: from scores `[N ≥ 1]` of candidates and similarities `[M ≥ 1]` of the nearest skills.
+
+    Similarities are descending.
+    """
     ordered = np.sort(np.asarray(scores, np.float64))[::-1]
     others = ordered[1:] if len(ordered) > 1 else ordered
     return {
@@ -196,6 +200,8 @@ class Calibration(Record):
     catalogue_digest: Sha256
     models: dict[Role, Sha256]
     """Digests; scores of other models, or of another catalogue, mean something else."""
+    lexical_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Of the first stage whose scores these are."""
     none_share: Inner
     """Assumed share of requests that no skill fits: the prior of every probability here."""
     left_out_share: Share

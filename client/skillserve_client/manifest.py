@@ -20,6 +20,7 @@ __all__ = [
     "EMBEDDER_CARD",
     "EMBEDDER_TOKENIZER",
     "INDEX_FILE",
+    "LEXICAL_FILE",
     "MANIFEST_FILE",
     "OPTIONAL_FILES",
     "QUALITY_FILE",
@@ -44,6 +45,7 @@ CURRENT = "CURRENT"
 MANIFEST_FILE = "manifest.json"
 SKILLS_FILE = "skills.parquet"
 INDEX_FILE = "index.faiss"
+LEXICAL_FILE = "lexical.bm25"
 QUALITY_FILE = "quality.json"
 CALIBRATION_FILE = "calibration.json"
 EMBEDDER_CARD = "embedder.card.json"
@@ -51,7 +53,7 @@ EMBEDDER_TOKENIZER = "embedder.tokenizer.json"
 RERANKER_CARD = "reranker.card.json"
 RERANKER_TOKENIZER = "reranker.tokenizer.json"
 REQUIRED_FILES = frozenset({SKILLS_FILE, INDEX_FILE, EMBEDDER_CARD, EMBEDDER_TOKENIZER})
-OPTIONAL_FILES = frozenset({RERANKER_CARD, RERANKER_TOKENIZER, QUALITY_FILE, CALIBRATION_FILE})
+OPTIONAL_FILES = frozenset({RERANKER_CARD, RERANKER_TOKENIZER, LEXICAL_FILE, QUALITY_FILE, CALIBRATION_FILE})
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,99}$")]
@@ -91,6 +93,8 @@ class Manifest(Record):
     dim: int = Field(gt=0)
     metric: Literal["inner_product"] = "inner_product"
     index_kind: Literal["flat"] = "flat"
+    lexical_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of lexical scores in the first stage, see `skillserve.fusion.blend`; 0 without a lexical index."""
     text_format: str
     catalogue_digest: Sha256
     models: dict[Role, ModelEntry]
@@ -127,7 +131,7 @@ class Quality(Record):
     candidates: int
     rerank_depth: int
     first_stage: dict[str, float]
-    """`ndcg@k`, `recall@k`, `completeness@k` of the order of the index."""
+    """`ndcg@k`, `recall@k`, `completeness@k` of the order of the first stage."""
     two_stage: dict[str, float] | None
     """The same after reranking; None without a reranker."""
     rerank_helps: bool | None

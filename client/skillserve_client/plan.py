@@ -25,6 +25,7 @@ from skillserve.tensors import Ids, Role
 from skillserve_client.abstention import Verdict, judge
 from skillserve_client.bundle import Bundle
 from skillserve_client.calibration import NUM_BACKGROUND
+from skillserve_client.corpus import Candidates
 from skillserve_client.wire import Floats
 
 __all__ = ["DEFAULT_DEPTH", "FAILURES", "Plan", "Step", "choose_depth", "order_reranked", "plan_search", "proceed"]
@@ -73,12 +74,15 @@ def proceed(plan: Plan, outcome: Floats | SkillserveError | None) -> Step | Answ
 def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
     """The steps of one search. Raises QueryError for a blank query, and the server's error if embedding fails.
 
+    ConfigError for a lexical weight that the bundle cannot serve.
+
     The deadline bounds both inferences. A reranking that would pass it is left out; without an embedding there is
     nothing to answer with, which is DeadlineExceeded.
     """
     corpus, watch = bundle.corpus, _Stopwatch()
     deadline = None if settings.deadline_ms is None else watch.started + settings.deadline_ms / 1000
     depth, reason = choose_depth(bundle, settings.rerank_depth)
+    lexical_weight = corpus.weight(settings.lexical_weight)
     read = corpus.embedder.query(query)
     pair_side = corpus.reranker.query(query) if corpus.reranker is not None and depth else None
     notes = [*([reason] if reason else []), *_truncation(read, pair_side)]
@@ -90,8 +94,8 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
         raise (error if deadline is None else _too_late("embedding the request", error.got)) from error
     watch.lap("embed")
 
-    found = corpus.index.search(vectors, max(settings.candidates, settings.top_k, depth, NUM_BACKGROUND))
-    similarities, rows = found[0][0], found[1][0]
+    most = max(settings.candidates, settings.top_k, depth, NUM_BACKGROUND)
+    (candidates,) = corpus.candidates(vectors, [query], most, lexical_weight)
     watch.lap("candidates")
 
     status: Literal["ok", "degraded", "abstained"] = "ok"
@@ -100,17 +104,17 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
         try:
             if deadline is not None and deadline - time.monotonic() < _LEAST_RERANK_S:
                 raise _too_late("reranking", "no time left")
-            logits = yield Step("reranker", corpus.pairs(pair_side.ids, rows[:depth].tolist()), deadline)
-            scores = corpus.final_scores(logits, similarities[:depth])
+            logits = yield Step("reranker", corpus.pairs(pair_side.ids, candidates.rows[:depth].tolist()), deadline)
+            scores = corpus.final_scores(logits, candidates.scores[:depth])
         except FAILURES as error:
             status = "degraded"
             notes.append(f"not reranked, this is the order of the first stage: {_why(error, settings.deadline_ms)}")
         watch.lap("rerank")
     reranked = len(scores) > 0
     took_part: tuple[Role, ...] = ("embedder", "reranker") if reranked else ("embedder",)
-    verdict = judge(bundle, scores, similarities, abstain=settings.abstain)
+    verdict = judge(bundle, scores, candidates, lexical_weight=lexical_weight, abstain=settings.abstain)
     notes += verdict.notes
-    hits = _hits(bundle, rows, similarities, scores, verdict, settings.top_k)
+    hits = _hits(bundle, candidates, scores, verdict, settings.top_k)
     if verdict.abstains:
         status = "abstained"
     return Answer(
@@ -165,14 +169,12 @@ class _Stopwatch:
         return {**self._timings_ms, "total": round((time.monotonic() - self.started) * 1000, 3)}
 
 
-def _hits(
-    bundle: Bundle, rows: npt.NDArray[np.int64], similarities: Floats, scores: Floats, verdict: Verdict, top_k: int
-) -> tuple[Hit, ...]:
+def _hits(bundle: Bundle, candidates: Candidates, scores: Floats, verdict: Verdict, top_k: int) -> tuple[Hit, ...]:
     hits: list[Hit] = []
-    for rank, place in enumerate(order_reranked(scores, len(rows))[:top_k].tolist(), 1):
-        skill_id, name, description = bundle.corpus.skills.heading(int(rows[place]))
+    for rank, place in enumerate(order_reranked(scores, len(candidates.rows))[:top_k].tolist(), 1):
+        skill_id, name, description = bundle.corpus.skills.heading(int(candidates.rows[place]))
         reranked = place < len(scores)
-        score = float(scores[place] if reranked else similarities[place])
+        score = float(scores[place] if reranked else candidates.scores[place])
         hits.append(
             Hit(
                 rank=rank,
@@ -180,9 +182,9 @@ def _hits(
                 name=name,
                 description=description,
                 score=score,
-                similarity=float(similarities[place]),
+                similarity=float(candidates.similarities[place]),
                 reranked=reranked,
-                # A reranked answer ends in hits that were not: their similarities are no final scores.
+                # A reranked answer ends in hits that were not: their first-stage scores are no final ones.
                 probability=verdict.of_hit(score) if reranked == (len(scores) > 0) else None,
             )
         )

@@ -17,10 +17,10 @@ from skillserve.records import Qrels, Query
 from skillserve.settings import SearchSettings
 from skillserve.skillfile import read_qrels, read_queries
 from skillserve.tensors import Ids
-from skillserve_client.corpus import Corpus
+from skillserve_client.corpus import Candidates, Corpus
 from skillserve_client.manifest import Quality
 from skillserve_client.plan import DEFAULT_DEPTH, order_reranked
-from skillserve_client.wire import Floats, Inference
+from skillserve_client.wire import Inference
 
 __all__ = ["Judged", "measure", "read_judged"]
 
@@ -78,13 +78,12 @@ def measure(corpus: Corpus, judged: Judged, triton: Inference, settings: SearchS
     with progress("embedding requests", len(texts)) as bar:
         sequences = [read.ids for read in corpus.embedder.queries(texts)]
         vectors = triton.infer("embedder", sequences, progress=bar.advance)
-    similarities, rows = corpus.index.search(vectors, max(settings.candidates, depth, K))
-    first = [[ids[row] for row in found] for found in rows.tolist()]
+    found = corpus.candidates(vectors, texts, max(settings.candidates, depth, K), corpus.lexical_weight)
+    first = [[ids[row] for row in candidates.rows.tolist()] for candidates in found]
     first_stage = _figures(judged, first)
     two_stage: dict[str, float] | None = None
     if corpus.reranker is not None:
-        tops = (rows[:, :depth].tolist(), similarities[:, :depth])
-        two_stage = _figures(judged, _reranked(corpus, texts, *tops, first, triton, progress))
+        two_stage = _figures(judged, _reranked(corpus, texts, found, depth, first, triton, progress))
     return Quality(
         requests=len(texts),
         queries_digest=judged.digest,
@@ -100,8 +99,8 @@ def measure(corpus: Corpus, judged: Judged, triton: Inference, settings: SearchS
 def _reranked(
     corpus: Corpus,
     texts: Sequence[str],
-    tops: Sequence[Sequence[int]],
-    similarities: Floats,
+    found: Sequence[Candidates],
+    depth: int,
     first: Sequence[Sequence[str]],
     triton: Inference,
     progress: Progress,
@@ -109,6 +108,7 @@ def _reranked(
     if corpus.reranker is None:
         raise ValueError("this corpus has no reranker")
     reads = corpus.reranker.queries(texts)
+    tops = [candidates.rows[:depth].tolist() for candidates in found]
     rankings: list[list[str]] = []
     with progress("reranking candidates", sum(map(len, tops))) as bar:
         for start in range(0, len(texts), _QUERIES_AT_ONCE):
@@ -117,8 +117,8 @@ def _reranked(
             logits = np.split(
                 triton.infer("reranker", pairs, progress=bar.advance), np.cumsum([len(tops[i]) for i in part])[:-1]
             )
-            for i, found in zip(part, logits, strict=True):
-                scores = corpus.final_scores(found, similarities[i])
+            for i, of_top in zip(part, logits, strict=True):
+                scores = corpus.final_scores(of_top, found[i].scores[:depth])
                 rankings.append([first[i][place] for place in order_reranked(scores, len(first[i])).tolist()])
     return rankings
 

@@ -3,6 +3,9 @@
 Each answerable request is scored once and gives two samples: as it is, and with its own skills left out, when the
 candidates behind them move up and (as far as anybody has judged) nothing fits. The reranker is therefore asked
 about as many more candidates as the request has skills. Requests that nothing fits give one sample.
+
+Of a hybrid first stage, lexical scores stay shares of their maximum over the whole catalogue, skills that are left
+out included, which makes the others' first-stage scores a little low.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from skillserve.errors import RequestRejected
 from skillserve.tensors import Ids
 from skillserve_client.bundle import Bundle
 from skillserve_client.calibration import NUM_BACKGROUND, Doubles, Feature, StageName, describe
+from skillserve_client.corpus import Candidates
 from skillserve_client.wire import Floats, Inference
 
 __all__ = ["Asked", "Outcome", "Samples", "Scored", "Weights", "sample", "score_requests"]
@@ -42,11 +46,13 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """The candidates of one request, in the order of the index: N with similarities, the first M also reranked."""
+    """The candidates of one request, in the order of the first stage: K of them, the first M also reranked."""
 
+    candidates: Candidates
     fits: Bools
-    """`[N]`: is this candidate one of the request's skills?"""
-    similarities: Floats
+    """`[K]`: is this candidate one of the request's skills?"""
+    nearest_fits: Bools
+    """`[K]`: is this one of the nearest one of them?"""
     scores: Floats
     """`[M]`, final scores; empty without a reranker."""
     num_golds: int
@@ -113,16 +119,17 @@ def sample(scored: Sequence[Scored], stage: StageName, depth: int) -> Samples:
     owners: list[int] = []
     for group, request in enumerate(scored):
         outcome: Outcome = "answerable" if request.num_golds else "none"
-        pools = [(outcome, np.arange(len(request.fits)))]
+        found_all = request.candidates
+        pools = [(outcome, np.arange(len(request.fits)), found_all.nearest)]
         if request.num_golds:
-            pools.append(("left out", np.flatnonzero(~request.fits)))
-        scores = request.scores if stage == "rerank" else request.similarities
-        for kind, pool in pools:
+            pools.append(("left out", np.flatnonzero(~request.fits), found_all.nearest[~request.nearest_fits]))
+        scores = request.scores if stage == "rerank" else found_all.scores
+        for kind, pool, nearest in pools:
             considered = pool[:depth]
             if not len(considered):
                 continue  # the catalogue holds no other skill
             found = scores[considered]
-            rows.append(describe(found, request.similarities[pool]))
+            rows.append(describe(found, nearest))
             top_fits.append(bool(request.fits[considered[np.argmax(found)]]))
             if kind != "left out":
                 hits.append((found.astype(np.float64), request.fits[considered]))
@@ -153,28 +160,29 @@ def score_requests(
     with progress("embedding requests", len(texts)) as bar:
         vectors = triton.infer("embedder", sequences, progress=bar.advance, digest=bundle.digests["embedder"])
     most = max(depth, NUM_BACKGROUND) + max(len(request.golds) for request in asked)
-    similarities, rows = corpus.index.search(_finite(vectors, "embeddings"), most)
-    reranked = [rows[i, : depth + len(request.golds)] if depth else rows[i, :0] for i, request in enumerate(asked)]
+    candidates = corpus.candidates(_finite(vectors, "embeddings"), texts, most, corpus.lexical_weight)
     scores: Iterable[Floats] = [np.empty(0, np.float32)] * len(asked)
     if depth:
-        scores = _reranked(bundle, texts, reranked, similarities, triton, progress)
+        depths = [depth + len(request.golds) for request in asked]
+        scores = _reranked(bundle, texts, candidates, depths, triton, progress)
     ids = np.array(corpus.skills.ids(), dtype=object)
     return [
         Scored(
-            fits=np.array([skill in request.golds for skill in ids[rows[i]]]),
-            similarities=similarities[i],
-            scores=found,
+            candidates=found,
+            fits=np.array([skill in request.golds for skill in ids[found.rows]]),
+            nearest_fits=np.array([skill in request.golds for skill in ids[found.nearest_rows]]),
+            scores=final,
             num_golds=len(request.golds),
         )
-        for i, (request, found) in enumerate(zip(asked, scores, strict=True))
+        for request, found, final in zip(asked, candidates, scores, strict=True)
     ]
 
 
 def _reranked(
     bundle: Bundle,
     texts: Sequence[str],
-    tops: Sequence[npt.NDArray[np.int64]],
-    similarities: Floats,
+    candidates: Sequence[Candidates],
+    depths: Sequence[int],
     triton: Inference,
     progress: Progress,
 ) -> list[Floats]:
@@ -182,6 +190,7 @@ def _reranked(
     if corpus.reranker is None:
         raise ValueError("this bundle has no reranker")
     reads = corpus.reranker.queries(texts)
+    tops = [found.rows[:depth] for found, depth in zip(candidates, depths, strict=True)]
     scores: list[Floats] = []
     with progress("reranking candidates", sum(map(len, tops))) as bar:
         for start in range(0, len(texts), _QUERIES_AT_ONCE):
@@ -190,7 +199,8 @@ def _reranked(
             logits = triton.infer("reranker", pairs, progress=bar.advance, digest=bundle.digests["reranker"])
             parts = np.split(_finite(logits, "scores"), np.cumsum([len(tops[i]) for i in part])[:-1])
             scores += [
-                corpus.final_scores(found, similarities[i, : len(found)]) for i, found in zip(part, parts, strict=True)
+                corpus.final_scores(found, candidates[i].scores[: len(found)])
+                for i, found in zip(part, parts, strict=True)
             ]
     return scores
 

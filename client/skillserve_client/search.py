@@ -46,6 +46,7 @@ class _Search:
         self.bundle = bundle
         self.settings = settings or SearchSettings()
         depth, _ = choose_depth(bundle, self.settings.rerank_depth)
+        bundle.corpus.weight(self.settings.lexical_weight)  # refused before anything is asked
         self._roles: tuple[Role, ...] = ("embedder", "reranker") if depth else ("embedder",)
 
     def _with(self, top_k: int | None, deadline_ms: float | None) -> SearchSettings:
@@ -89,7 +90,10 @@ class Searcher(_Search):
         client: ClientSettings | None = None,
         settings: SearchSettings | None = None,
     ) -> Self:
-        """Open the live bundle of a folder, and a connection; raises BundleError, RepositoryError or ServerError."""
+        """Open the live bundle of a folder, and a connection.
+
+        Raises BundleError, RepositoryError or ServerError, and ConfigError for settings that the bundle cannot serve.
+        """
         bundle = open_bundle(bundles or IndexSettings().bundles)
         triton = Triton(client)
         try:
@@ -152,9 +156,9 @@ class AsyncSearcher(_Search):
         """As `Searcher.connect`."""
         bundle = open_bundle(bundles or IndexSettings().bundles)
         triton = AsyncTriton(client)
-        searcher = cls(bundle, triton, settings)
-        searcher._owned = triton
         try:
+            searcher = cls(bundle, triton, settings)
+            searcher._owned = triton
             await searcher.check()
         except BaseException:
             await triton.close()

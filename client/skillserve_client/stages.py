@@ -50,7 +50,7 @@ _FEATURE_SETS: dict[StageName, tuple[tuple[Feature, ...], ...]] = {
         ("score", "similarity", "gap", "lead", "background"),
     ),
 }
-"""Tried in this order, small ones first; in an embed-only answer the score is the similarity."""
+"""Tried in this order, small ones first; in an embed-only answer the score is the first stage's."""
 
 
 def fit_stage(samples: Samples, stage: StageName, depth: int, settings: CalibrateSettings) -> StageCalibration:

@@ -98,6 +98,11 @@ def open_served(bundles: str, settings: Settings) -> ServedSystem:
     system = ServedSystem(f"server:{bundles}", bundle, settings.client, settings.evaluate.rerank_depth)
     with Triton(settings.client) as triton:
         Searcher(bundle, triton, SearchSettings(rerank_depth=system.rerank_depth))
+    served, in_process = bundle.manifest.lexical_weight, settings.evaluate.lexical_weight
+    if served != in_process:
+        talk(
+            f"{system.name} ranks with its bundle's lexical weight {served:g}, weights in process with {in_process:g}."
+        )
     _, reason = choose_depth(bundle, system.rerank_depth)
     if reason is not None:
         talk(f"{system.name} is {reason}.")

@@ -50,8 +50,9 @@ class Hit:
     description: str
     score: float
     """The final score if this hit was reranked (the reranker's logit, plus the weighted similarity where its card
-    says so), else its embedding similarity."""
+    says so), else its first-stage score."""
     similarity: float
+    """Of its embedding with the request's; the first-stage score is more than that in a hybrid bundle."""
     """Inner product of the query's and the skill's embedding, in [-1, 1] for unit vectors."""
     reranked: bool = False
     """Scores compare only among hits of one kind; in an answer the reranked ones stand first."""

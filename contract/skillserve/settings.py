@@ -80,6 +80,9 @@ class SearchSettings(Section):
         ge=0,
         description="candidates that are reranked, 0 for none; not set: 20, or 0 where the bundle says it hurts",
     )
+    lexical_weight: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="weight of shared words, 0 for none; not set: the bundle's"
+    )
     top_k: int = Field(5, ge=1, description="hits in the answer")
     deadline_ms: float | None = Field(
         None,
@@ -102,6 +105,9 @@ class IndexSettings(Section):
     bundles: Path = Field(Path("bundles"), description="folder of bundles; CURRENT in it names the live one")
     keep: int = Field(
         5, ge=1, description="newest bundles that are kept; the live one and the one before it always are"
+    )
+    lexical_weight: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="weight of shared words in the first stage, such as 0.2"
     )
 
 
@@ -317,6 +323,9 @@ class EvaluateSettings(Section):
     depth: int = Field(100, ge=1, description="skills that each system ranks for a request")
     rerank_depth: int = Field(
         20, ge=0, description="candidates that a reranker reorders, the others follow as they stood; 0 for none"
+    )
+    lexical_weight: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="weight of shared words, in process; a bundle has its own"
     )
     cutoffs: str = Field(
         "5,10,15",

@@ -135,3 +135,13 @@ def test_a_run_that_cannot_be_written_is_refused_before_any_search(
     assert code == 2
     assert "--run-out" in err
     assert len(wire_server.requests) == sent
+
+
+def test_a_hybrid_bundle_is_one_flag_and_searching_a_plain_one_as_such_is_refused(line: _Line, catalogue: Path) -> None:
+    code, out, _ = line.run("index", catalogue, "--lexical-weight", 0.2, "--json")
+    assert (code, json.loads(out)["lexical_weight"]) == (0, 0.2)
+    assert line.run("search", "merge pdf", "--lexical-weight", 1)[0] == 0
+    assert json.loads(line.run("index", catalogue, "--json")[1])["lexical_weight"] == 0
+    code, _, err = line.run("search", "merge pdf", "--lexical-weight", 1)
+    assert code == 2
+    assert "skillserve index CATALOGUE --lexical-weight 1" in " ".join(err.split())

@@ -41,7 +41,7 @@ def test_every_module_exports_what_it_says() -> None:
 
 def test_the_room_searches_without_torch_without_onnx_and_without_what_calibrates() -> None:
     """A fresh interpreter, since other tests may have loaded them."""
-    heavy = "torch transformers onnx onnxruntime optimum sentence_transformers datasets sklearn matplotlib"
+    heavy = "torch transformers onnx onnxruntime optimum sentence_transformers datasets sklearn matplotlib bm25s"
     code = f"import sys, skillserve_client.cli; print([m for m in '{heavy}'.split() if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -57,6 +57,19 @@ def test_a_query_of_a_batch_is_answered_as_alone() -> None:
     assert rows.tolist() == brute_force(vectors, queries, 50)
 
 
+def test_similarities_of_all_rows_are_those_that_search_orders_by() -> None:
+    vectors, queries = unit(1, (700, 96)), unit(2, (3, 96))
+    vectors[500:] = vectors[:200]
+    index = FlatIndex.build(vectors)
+    found, rows = index.search(queries, len(vectors))
+    for i, query in enumerate(queries):
+        similarities = index.similarities(query)
+        assert similarities[rows[i]].tobytes() == found[i].tobytes()
+        np.testing.assert_allclose(similarities, vectors @ query, atol=1e-5)
+    with pytest.raises(ValueError, match="a query"):
+        index.similarities(queries)
+
+
 @pytest.mark.parametrize("vectors", [np.empty((0, 4), np.float32), np.ones(4, np.float32), np.full((2, 4), np.nan)])
 def test_vectors_that_make_no_index_are_refused(vectors: Floats) -> None:
     with pytest.raises(ValueError, match="finite vectors"):

@@ -16,10 +16,12 @@ MOST_POINTS = 0.1
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.parametrize("rerank_depth", [0, 20])
+@pytest.mark.parametrize(("rerank_depth", "lexical_weight"), [(0, 0.0), (20, 0.0), (20, 0.2)])
 def test_weights_and_server_agree(
     rerank_depth: int,
+    lexical_weight: float,
     server: Any,
+    catalogue: Path,
     bundles: Path,
     tiny_embedder: Path,
     tiny_reranker: Path,
@@ -27,8 +29,13 @@ def test_weights_and_server_agree(
     tmp_path: Path,
     skillserve: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
+    if lexical_weight:
+        bundles, models = tmp_path / "hybrid", ("--models", str(server.repository))
+        target = ("--bundles", str(bundles), "--url", server.url, "--lexical-weight", str(lexical_weight))
+        skillserve("index", str(catalogue), *models, *target)
     weights = f"{tiny_embedder}+{tiny_reranker}" if rerank_depth else str(tiny_embedder)
     options = ("--data", str(sample_data), "--pool", "union", "--rerank-depth", str(rerank_depth), "--json")
+    options += ("--lexical-weight", str(lexical_weight))
     where = ("--url", server.url, "--run-out", str(tmp_path))
     done = skillserve("evaluate", weights, f"server:{bundles}", *options, *where, "--resamples", "1000")
     in_process, served = json.loads(done.stdout)["systems"]

@@ -98,6 +98,25 @@ def test_an_embedder_ranks_by_cosine(tiny_embedder: Path, skills: list[Skill], q
     assert system.name == str(tiny_embedder)
 
 
+def test_a_hybrid_embedder_ranks_by_cosine_and_words_over_all_skills(
+    tiny_embedder: Path, tiny_reranker: Path, skills: list[Skill], queries: list[Query]
+) -> None:
+    settings = Settings(evaluate=EvaluateSettings(rerank_depth=0, lexical_weight=0.5))
+    plain = open_system(str(tiny_embedder), SETTINGS).rank(queries, skills, depth=DEPTH)
+    run, two = (
+        open_system(spec, settings).rank(queries, skills, depth=DEPTH)
+        for spec in (str(tiny_embedder), f"{tiny_embedder}+{tiny_reranker}")
+    )
+    words, near = BM25().rank(queries, skills, depth=len(skills)), by_hand(tiny_embedder, queries, skills)
+    for query, similarities in zip(queries, near, strict=True):
+        lexical = np.array([words[query.id][skill.id] for skill in skills])
+        scores = similarities + 0.5 * lexical / lexical.max()
+        order = np.argsort(-scores, kind="stable")[:DEPTH]
+        assert ranked(run[query.id]) == ranked(two[query.id]) == [skills[place].id for place in order]
+        np.testing.assert_allclose(list(run[query.id].values()), scores[order], atol=1e-5)
+    assert [ranked(run[query.id]) for query in queries] != [ranked(plain[query.id]) for query in queries]
+
+
 def test_a_reranker_reorders_the_top_and_leaves_the_rest(
     tiny_embedder: Path,
     tiny_reranker: Path,

@@ -15,13 +15,15 @@ import numpy as np
 
 from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.errors import CardError, UsageError
-from skillserve.fusion import fuse
+from skillserve.fusion import blend, fuse
+from skillserve.lexical import LexicalIndex, require_bm25s
 from skillserve.metrics import ranked
 from skillserve.records import Query, Run, Skill
 from skillserve.runs import by_rank
 from skillserve.settings import Settings
 from skillserve.systems import require_query_prompt
 from skillserve.tensors import Role
+from skillserve.text import skill_text
 from skillserve_training.evaluate import Embedder, Reranker
 from skillserve_training.weights import embedder_tokens, open_embedder, open_reranker, reranker_tokens, score_tokens
 
@@ -35,24 +37,37 @@ class FirstStage:
     """An embedder that remembers its last ranking: alone and below rerankers, it is asked the same again."""
 
     embedder: Embedder
+    lexical_weight: float
+    """More than 0 makes it hybrid, as bundles are: `skillserve.fusion.blend` over all skills that are ranked."""
     _asked: tuple[Sequence[Query], Sequence[Skill], int] | None = field(default=None, init=False)
     _run: Run = field(default_factory=dict, init=False)
 
     def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
-        """The nearest `depth` skills, scored by similarity."""
+        """The best `depth` skills by first-stage score."""
         asked = (queries, skills, depth)
         if self._asked != asked:
-            self._run, self._asked = self.embedder.rank(queries, skills, depth=depth), asked
+            rank = self._hybrid if self.lexical_weight else self.embedder.rank
+            self._run, self._asked = rank(queries, skills, depth=depth), asked
         return self._run
 
+    def _hybrid(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
+        lexical = LexicalIndex.build([skill_text(skill) for skill in skills])
+        query_rows, skill_rows = self.embedder.embed(queries, skills)
+        run: dict[str, Mapping[str, float]] = {}
+        for query, row in zip(queries, query_rows, strict=True):
+            scores = blend((skill_rows @ row).numpy(), lexical.scores(query.text), self.lexical_weight)
+            best = np.argsort(-scores, kind="stable")[:depth].tolist()
+            run[query.id] = {skills[place].id: float(scores[place]) for place in best}
+        return run
 
-_OPEN: WeakValueDictionary[tuple[Path, str], FirstStage] = WeakValueDictionary()
-"""Embedders that a system holds open, by folder and digest."""
+
+_OPEN: WeakValueDictionary[tuple[Path, str, float], FirstStage] = WeakValueDictionary()
+"""First stages that a system holds open, by folder, digest and lexical weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedderSystem:
-    """A `skillserve.systems.System`: exact search by inner product."""
+    """A `skillserve.systems.System`: exact search by inner product, or by that and shared words."""
 
     name: str
     first: FirstStage
@@ -68,7 +83,7 @@ class EmbedderSystem:
         return {"embedder": self.embedder.card.digest}
 
     def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
-        """The nearest `depth` skills, scored by similarity."""
+        """The best `depth` skills by first-stage score."""
         return self.first.rank(queries, skills, depth=depth)
 
 
@@ -97,11 +112,11 @@ class TwoStageSystem:
         logits = self.reranker.rerank(first, queries, skills, depth=self.rerank_depth)
         return {query.id: by_rank(self._reordered(first[query.id], logits[query.id])[:depth]) for query in queries}
 
-    def _reordered(self, similarities: Mapping[str, float], logits: Mapping[str, float]) -> list[str]:
+    def _reordered(self, first_stage: Mapping[str, float], logits: Mapping[str, float]) -> list[str]:
         """Reranked skills by their final score (ties as they stood), then the others as they stood."""
-        candidates = ranked(similarities)
+        candidates = ranked(first_stage)
         top, rest = candidates[: len(logits)], candidates[len(logits) :]
-        found, near = (np.array([of[skill] for skill in top], np.float32) for of in (logits, similarities))
+        found, near = (np.array([of[skill] for skill in top], np.float32) for of in (logits, first_stage))
         scores = fuse(found, near, self.reranker.tokens.card.similarity_weight)
         return [top[place] for place in np.argsort(-scores, kind="stable").tolist()] + rest
 
@@ -110,7 +125,8 @@ def open_weights(spec: str, settings: Settings) -> EmbedderSystem | TwoStageSyst
     """The `skillserve.systems.Opener` of `EMBEDDER` and `EMBEDDER+RERANKER`, folders both.
 
     Raises CardError for folders without card, for files changed since it was written, and for a card without the
-    query prompt that its family needs; UsageError for a spec that names no folders.
+    query prompt that its family needs; UsageError for a spec that names no folders; MissingExtraError for a lexical
+    weight without bm25s.
     """
     folders = [Path(spec)] if Path(spec).is_dir() else [Path(part) for part in spec.split(_AND)]
     if len(folders) > 2 or not all(folder.is_dir() for folder in folders):
@@ -121,20 +137,22 @@ def open_weights(spec: str, settings: Settings) -> EmbedderSystem | TwoStageSyst
             wanted="bm25, FOLDER, FOLDER+FOLDER, server:BUNDLES or run:FILE",
             fix="Check the path; a folder called like a word is named with its path: ./bm25",
         )
-    first = _open_first(folders[0])
+    if settings.evaluate.lexical_weight:
+        require_bm25s(extra="training")
+    first = _open_first(folders[0], settings.evaluate.lexical_weight)
     if len(folders) == 1:
         return EmbedderSystem(spec, first)
     return TwoStageSystem(spec, first, _open_reranker(folders[1]), settings.evaluate.rerank_depth)
 
 
-def _open_first(folder: Path) -> FirstStage:
+def _open_first(folder: Path, lexical_weight: float) -> FirstStage:
     card = _read_card(folder, "embedder")
     require_query_prompt(card, subject=f"weights folder `{folder}`")
-    key = (folder.resolve(), card.digest)
+    key = (folder.resolve(), card.digest, lexical_weight)
     first = _OPEN.get(key)
     if first is None:
         embedder = Embedder(open_embedder(folder), card, embedder_tokens(folder, card), "float32")
-        _OPEN[key] = first = FirstStage(embedder)
+        _OPEN[key] = first = FirstStage(embedder, lexical_weight)
     return first
 
 

@@ -233,8 +233,11 @@ def test_a_yes_or_no_has_two_flags_and_neither_means_not_given(
     assert seen == [merged]
 
 
-def test_help_states_defaults_and_variables_in_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_states_defaults_and_variables_in_brackets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Help is read as markup, in which brackets would be styles, and vanish."""
+    monkeypatch.setenv("COLUMNS", "240")
     main(["search", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "[default: 50]" in text

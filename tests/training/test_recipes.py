@@ -95,8 +95,8 @@ def test_skillrets_recipes_run_on_a_tiny_qwen3_and_go_on_when_stopped(
     assert (card.family, card.pooling, card.query_prompt[:9]) == ("qwen3", "last", "Instruct:")
 
     arguments = ["--recipe", "skillret-reranker-0.6b", "--base", str(make_qwen3()), "--embedder", str(embedder)]
-    arguments += ["--ranks", "2-12", "--num-negatives", "3", "--epochs", "2", "--checkpoint-steps", "2", *common]
-    arguments += ["--precision", "float32", "--evals", "0"]
+    arguments += ["--ranks", "2-12", "--num-negatives", "3", "--batch-size", "4", "--epochs", "2", *common]
+    arguments += ["--checkpoint-steps", "2", "--precision", "float32", "--evals", "0"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert main(["train", "reranker", *arguments, "--out", str(whole)]) == 0
     step, count = Comparison.backward, iter(range(1, 100))

@@ -34,10 +34,12 @@ _MUCH_LOST = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibrated:
-    """A published calibration."""
+    """What became of a calibration."""
 
     manifest: Manifest
     calibration: Calibration
+    current: bool
+    """The live bundle already had this one; nothing was asked or written."""
 
 
 def calibrate_bundle(
@@ -49,8 +51,11 @@ def calibrate_bundle(
     index: IndexSettings | None = None,
     search: SearchSettings | None = None,
     settings: CalibrateSettings | None = None,
+    force: bool = False,
 ) -> Calibrated:
     """Fit curves for every stage that a search of the live bundle may end in, and publish the bundle with them.
+
+    Nothing is done if the live one has them already, from the same requests and settings, unless forced.
 
     A reranker is calibrated even where settings turn it off, as it is measured; depth 0 therefore means the default
     here. The new version is otherwise the live one. Raises CatalogueError for requests that do not do, BundleError for
@@ -69,8 +74,11 @@ def calibrate_bundle(
     )
     check_models(live, {role: triton.served(role) for role in live.digests})
     depth = (search.rerank_depth or DEFAULT_DEPTH) if live.corpus.reranker is not None else 0
-    scored = score_requests(live, known.asked, triton, depth, progress)
     depths: dict[StageName, int] = {"embed": EMBED_DEPTH, **({"rerank": depth} if depth else {})}
+    had = live.calibration
+    if not force and had is not None and _is_current(had, known.digest, depths, settings):
+        return Calibrated(manifest=live.manifest, calibration=had, current=True)
+    scored = score_requests(live, known.asked, triton, depth, progress)
     with progress("fitting", len(depths)) as bar:
         stages: dict[StageName, StageCalibration] = {}
         for stage, considered in depths.items():
@@ -91,11 +99,23 @@ def calibrate_bundle(
         none_share=settings.none_share,
         left_out_share=settings.left_out_share,
         false_injection=settings.false_injection,
+        num_folds=settings.num_folds,
+        seed=settings.seed,
         num_answerable=known.num_answerable,
         num_none=known.num_none,
         stages=stages,
     )
-    return Calibrated(manifest=_publish(live, calibration, index), calibration=calibration)
+    return Calibrated(manifest=_publish(live, calibration, index), calibration=calibration, current=False)
+
+
+def _is_current(had: Calibration, requests: str, depths: dict[StageName, int], settings: CalibrateSettings) -> bool:
+    fitted_with = (had.none_share, had.left_out_share, had.false_injection, had.num_folds, had.seed)
+    wanted = (settings.none_share, settings.left_out_share, settings.false_injection, settings.num_folds, settings.seed)
+    return (
+        had.requests_digest == requests
+        and {stage: found.depth for stage, found in had.stages.items()} == depths
+        and fitted_with == wanted
+    )
 
 
 def _publish(live: Bundle, calibration: Calibration, index: IndexSettings) -> Manifest:

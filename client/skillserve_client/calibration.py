@@ -208,6 +208,8 @@ class Calibration(Record):
     """Share of the weight of those that was carried by answerable requests whose skills were left out."""
     false_injection: Inner
     """The share of `injected` that the thresholds were chosen for."""
+    num_folds: int = Field(ge=2)
+    seed: int = Field(ge=0)
     num_answerable: int = Field(ge=1)
     num_none: int = Field(ge=1)
     stages: dict[StageName, StageCalibration]

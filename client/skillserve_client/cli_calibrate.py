@@ -36,6 +36,7 @@ def calibrate(
     check_none: Annotated[File, typer.Option(help="other requests that no skill fits, to measure it on")] = None,
     check_qrels: Annotated[File, typer.Option(help="judgements of --check; without it, their own `skill_ids`")] = None,
     report: Annotated[File, typer.Option(help="folder for plots, figures as JSON, and a summary")] = None,
+    force: Annotated[bool, typer.Option("--force", help="fit even if the live bundle has this calibration")] = False,  # noqa: FBT002
     *,
     settings: Settings,
     as_json: Json = False,
@@ -68,6 +69,7 @@ def calibrate(
                 index=settings.index,
                 search=settings.search,
                 settings=settings.calibrate,
+                force=force,
             )
         if check is not None and check_none is not None:
             measured = check_bundle(
@@ -117,7 +119,7 @@ def _unwritable(folder: Path, error: OSError) -> UsageError:
 def _show(done: Calibrated | None, measured: Check | None, root: Path, *, as_json: bool) -> None:
     if as_json:
         result: dict[str, Any] = {
-            "status": "published" if done else "measured",
+            "status": "measured" if done is None else "current" if done.current else "published",
             "bundle": str(root / (done.manifest.version if done else measured.bundle if measured else "")),
             "calibration": done.calibration.model_dump(mode="json") if done else None,
             "check": measured.model_dump(mode="json") if measured else None,
@@ -126,7 +128,8 @@ def _show(done: Calibrated | None, measured: Check | None, root: Path, *, as_jso
         return
     if done:
         _show_calibration(done.calibration)
-        out.print(f"published: {root / done.manifest.version}", markup=False, soft_wrap=True)
+        verb = "current, nothing to do" if done.current else "published"
+        out.print(f"{verb}: {root / done.manifest.version}", markup=False, soft_wrap=True)
     if measured:
         _show_check(measured)
 

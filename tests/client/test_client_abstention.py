@@ -75,6 +75,8 @@ def calibrated(bundle: Bundle, *, rerank: StageCalibration, embed: StageCalibrat
         none_share=0.5,
         left_out_share=0,
         false_injection=0.05,
+        num_folds=5,
+        seed=0,
         num_answerable=1,
         num_none=1,
         stages={"rerank": rerank, "embed": embed},

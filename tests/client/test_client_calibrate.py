@@ -96,6 +96,20 @@ def test_calibrate_then_search_abstains_where_nothing_fits(known: World, fake: A
         assert missed.probability < 0.1
 
 
+def test_the_same_again_asks_nothing_and_writes_nothing_unless_forced(known: World, fake: Any) -> None:
+    first, calls = known.calibrate(fake), len(fake.calls)
+    again = known.calibrate(fake)
+    assert (again.current, again.calibration, again.manifest.version) == (
+        True,
+        first.calibration,
+        first.manifest.version,
+    )
+    assert len(fake.calls) == calls
+    assert not first.current
+    for changed in ({"false_injection": 0.1}, {"seed": 2}):
+        assert not known.calibrate(fake, **changed).current
+
+
 def test_the_record_says_what_it_rests_on(known: World, fake: Any) -> None:
     found = known.calibrate(fake, none_share=0.3, false_injection=0.1).calibration
     assert (found.none_share, found.false_injection, found.left_out_share) == (0.3, 0.1, 0)
@@ -306,6 +320,9 @@ def test_the_command_fits_measures_and_reports(known: World, line: Run, tmp_path
     assert code == 0
     assert all(words in out for words in ("95 % interval", "rerank", "embed", "ECE"))
     code, out, _ = line("calibrate", *files)
+    assert code == 0
+    assert all(words in out for words in ("threshold", "current, nothing to do: "))
+    code, out, _ = line("calibrate", *files, "--force")
     assert code == 0
     assert all(words in out for words in ("threshold", "published: "))
 

@@ -49,7 +49,7 @@ def test_a_calibrated_bundle_abstains(
     kept = [json.loads(row) for row in skillserve(*none, "--no-abstain").stdout.splitlines()]
     assert all(answer["status"] == "ok" and answer["hits"] for answer in kept)
     assert [answer["probability"] for answer in kept] == pytest.approx([answer["probability"] for answer in answers])
-    again = json.loads(skillserve("calibrate", *fit, *where).stdout)
+    again = json.loads(skillserve("calibrate", *fit, "--force", *where).stdout)
     assert again["status"] == "published"
     cuts = [{name: stage["cut"] for name, stage in each["calibration"]["stages"].items()} for each in (again, result)]
     assert cuts[0] == pytest.approx(cuts[1], abs=1e-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -31,24 +32,43 @@ def print_json(result: Mapping[str, Any]) -> None:
     print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
 
 
+_LINE_INTERVAL_S = 30.0
+"""Where nobody watches a bar move, such as a log file, a line tells how far the work is, this often."""
+
+
 class Bar:
     """A running progress bar: `advance()` as work is done, `note` for a figure beside it."""
 
-    def __init__(self, progress: Progress, task: int) -> None:
-        self._progress = progress
-        self._task = progress.tasks[task].id
+    def __init__(self, bars: Progress, title: str, total: int | None) -> None:
+        self._bars = bars
+        self._id = bars.add_task(title, total=total, note="")
+        self._told = time.monotonic()
 
     def advance(self, steps: int = 1, *, note: str | None = None) -> None:
         """Count finished steps; `note` replaces the text at the end of the bar."""
         if note is None:
-            self._progress.update(self._task, advance=steps)
+            self._bars.update(self._id, advance=steps)
         else:
-            self._progress.update(self._task, advance=steps, note=note)
+            self._bars.update(self._id, advance=steps, note=note)
+        if not err.is_terminal and time.monotonic() - self._told >= _LINE_INTERVAL_S:
+            self._told = time.monotonic()
+            talk(self._line())
+
+    def _line(self) -> str:
+        """What the bar would show, in words."""
+        (task,) = self._bars.tasks
+        of_total = "" if task.total is None else f"/{task.total:.0f}"
+        left = "" if task.time_remaining is None else f", {task.time_remaining:.0f} s left"
+        note = f" · {task.fields['note']}" if task.fields["note"] else ""
+        return f"{task.description} {task.completed:.0f}{of_total} after {task.elapsed or 0:.0f} s{left}{note}"
 
 
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Bar]:
-    """A bar on stderr with count, elapsed and remaining time; `total=None` shows that something is running."""
+    """A bar on stderr with count, elapsed and remaining time; `total=None` shows that something is running.
+
+    Where stderr is no terminal there is no bar, but a line now and then.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -57,5 +77,5 @@ def progress(title: str, total: int | None) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=err, transient=not err.is_terminal) as bars:
-        yield Bar(bars, bars.add_task(title, total=total, note=""))
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+        yield Bar(bars, title, total)

@@ -244,6 +244,13 @@ class TrainSettings(Section):
         description="weight of the first stage's similarity in the score that is trained, so that the reranker learns "
         "a correction of it; reranker only",
     )
+    lexical_weight: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of shared words in the first stage that the reranker follows, as the bundle will have it; "
+        "the similarity weight is chosen for it; reranker only",
+    )
     num_negatives: int = Field(
         3, ge=1, description="wrong skills beside each right one; an embedder has them with --mined only"
     )

@@ -14,9 +14,12 @@ from skillserve.card import ModelCard, read_card
 from skillserve.cli import main
 from skillserve.errors import ConfigError
 from skillserve.publish import sha256_of
-from skillserve.settings import TrainSettings
+from skillserve.settings import EvaluateSettings, Settings, TrainSettings
 from skillserve_training import read_training_data, resolve_base, train_embedder, train_reranker
 from skillserve_training.contrast import Contrast
+from skillserve_training.dataset import hold_out
+from skillserve_training.evaluate import ndcg
+from skillserve_training.systems import open_weights
 from skillserve_training.trainer import learning_rate_share
 from skillserve_training.weights import open_embedder, open_reranker
 
@@ -133,6 +136,22 @@ def test_a_run_that_gets_no_better_stops(train: Train, monkeypatch: pytest.Monke
     assert card.training["best_step"] == round(1 / 8 * 12)
 
 
+def test_a_run_that_goes_on_knows_what_its_base_was_measured_at(
+    train: Train, tiny_data: Path, tiny_settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is measured but the end; with longer texts the base's figure says nothing, and both are."""
+    measured = train("first", epochs=1.0).training["holdout_ndcg_at_10"]["after"]
+    figures = iter([0.71, 0.72, 0.73])
+    monkeypatch.setattr("skillserve_training.embedder.ndcg", lambda *_: next(figures))
+    found = []
+    for max_tokens in (tiny_settings.max_tokens, tiny_settings.max_tokens + 8):
+        settings = tiny_settings.model_copy(update={"epochs": 1.0, "max_tokens": max_tokens})
+        base = resolve_base(str(tmp_path / "first"))
+        card = train_embedder(read_training_data(tiny_data), base, settings, tmp_path / "second")
+        found.append(card.training["holdout_ndcg_at_10"])
+    assert found == [{"before": measured, "after": 0.71}, {"before": 0.72, "after": 0.73}]
+
+
 def test_an_interrupted_run_leaves_the_old_folder_and_its_checkpoints(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +206,25 @@ def test_a_rerankers_seed_draws_its_head_again(
         train_reranker(data, base, embedder, settings, tmp_path / name)
     one, same, other = (sha256_of(tmp_path / name / "model.safetensors") for name in ("one", "same", "other"))
     assert one == same != other
+
+
+def test_a_reranker_may_follow_a_hybrid_first_stage(
+    train: Train, tiny_embedder: Path, tiny_data: Path, tiny_settings: TrainSettings, tmp_path: Path
+) -> None:
+    """Its hold-out is ranked as `skillserve evaluate --lexical-weight` ranks it."""
+    train("embedder", epochs=1.0)
+    data, embedder = read_training_data(tiny_data), tmp_path / "embedder"
+    settings = tiny_settings.model_copy(update={"epochs": 1.0, "lexical_weight": 3.0})
+    card = train_reranker(
+        data, resolve_base(str(tiny_embedder)), resolve_base(str(embedder)), settings, tmp_path / "out"
+    )
+    _, to_choose = hold_out(data, share=settings.holdout_share)
+    figures = {}
+    for weight in (0.0, 3.0):
+        system = open_weights(str(embedder), Settings(evaluate=EvaluateSettings(lexical_weight=weight)))
+        figures[weight] = ndcg(system.rank(to_choose.queries, to_choose.skills, depth=100), to_choose)
+    assert card.training["holdout_ndcg_at_10"]["embedder_only"] == pytest.approx(figures[3.0], abs=1e-4)
+    assert figures[0.0] != figures[3.0]
 
 
 def test_a_trained_head_is_gone_on_with(

@@ -21,6 +21,7 @@ from skillserve_training.cards import draft_card
 from skillserve_training.distributed import is_main
 from skillserve_training.embedder import train_embedder
 from skillserve_training.loader import read_training_data
+from skillserve_training.memory import keep_freed_memory
 from skillserve_training.mined import read_mined
 from skillserve_training.recipe import read_recipe
 from skillserve_training.reranker import train_reranker
@@ -45,8 +46,13 @@ Out = Annotated[Path, typer.Option(help="weights folder that is written, whole o
 
 
 @train.callback()
-def _quiet() -> None:
+def _begin() -> None:
     """Fine-tune an embedder or a reranker."""
+    keep_freed_memory()
+    _quiet()
+
+
+def _quiet() -> None:
     # transformers tells of every tensor that a base has too many; those that are missing are errors here.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

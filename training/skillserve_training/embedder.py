@@ -16,7 +16,7 @@ from skillserve_training.dataset import TrainingData, hold_out
 from skillserve_training.distributed import join_processes
 from skillserve_training.evaluate import Embedder, ndcg
 from skillserve_training.forward import embed_all
-from skillserve_training.holdout import require_unseen
+from skillserve_training.holdout import known_ndcg, require_unseen
 from skillserve_training.limits import prepare, training_limits
 from skillserve_training.memory import memory_errors
 from skillserve_training.mined import Mined
@@ -70,7 +70,8 @@ def train_embedder(
                 return None
             return ndcg(embedder.rank(to_choose.queries, to_choose.skills), to_choose)
 
-        before = measure()
+        known = known_ndcg(base.card, card, to_choose, precision)
+        before = measure() if known is None else known
         taught = _teach(teacher, to_train, settings, precision) if teacher else None
         trainee = EmbedderTrainee(model, card, precision)
         objective = Contrast(texts, settings, taught)

@@ -12,10 +12,14 @@ from skillserve.errors import ConfigError
 from skillserve.fusion import fuse
 from skillserve.records import Run
 from skillserve_training.dataset import TrainingData
-from skillserve_training.evaluate import Embedder, Reranker, ndcg
+from skillserve_training.evaluate import Reranker, ndcg
+from skillserve_training.precision import Precision
+from skillserve_training.systems import FirstStage
 
-__all__ = ["RerankerFigures", "RerankerHoldout", "require_unseen"]
+__all__ = ["RerankerFigures", "RerankerHoldout", "known_ndcg", "require_unseen"]
 
+_RANKED = 100
+"""Skills that the first stage ranks for a held-out request."""
 _DEPTH = 20
 """Candidates that are reranked when the hold-out is measured, as many as a search reranks by default."""
 _WEIGHTS = (0.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0, 200.0, 500.0)
@@ -43,6 +47,22 @@ def require_unseen(card: ModelCard | None, to_train: TrainingData, to_choose: Tr
     )
 
 
+def known_ndcg(
+    card: ModelCard | None, served: ModelCard, to_choose: TrainingData, precision: Precision
+) -> float | None:
+    """What the end of a model's own run measured, if on this hold-out, in this precision and at `served`'s limits.
+
+    A run that goes on from that model need not measure it again: on a CPU that takes minutes.
+    """
+    if card is None or card.training.get("parts", {}).get("chosen_on") != to_choose.part_digest:
+        return None
+    read = (card.max_tokens, card.max_query_tokens, card.training.get("precision"))
+    if read != (served.max_tokens, served.max_query_tokens, precision):
+        return None
+    figure: float | None = card.training.get("holdout_ndcg_at_10", {}).get("after")
+    return figure
+
+
 @dataclass(frozen=True, slots=True)
 class RerankerFigures:
     """NDCG@10 of a reranker's hold-out; all None without one."""
@@ -67,9 +87,10 @@ class RerankerHoldout:
         self._trained_weight = trained_weight
 
     @classmethod
-    def of(cls, embedder: Embedder, data: TrainingData, trained_weight: float) -> RerankerHoldout:
+    def of(cls, first: FirstStage, data: TrainingData, trained_weight: float) -> RerankerHoldout:
         """Rank the held-out requests with the first stage."""
-        return cls(embedder.rank(data.queries, data.skills) if data.queries else {}, data, trained_weight)
+        ranking = first.rank(data.queries, data.skills, depth=_RANKED) if data.queries else {}
+        return cls(ranking, data, trained_weight)
 
     def measure(self, reranker: Reranker) -> RerankerFigures:
         """Both stages, with the similarity weight that does best: the one trained with, unless another is better."""

@@ -1,7 +1,9 @@
-"""Where memory runs out, the knobs that help are named."""
+"""Memory of a run: where it runs out, the knobs that help are named; what is freed is kept for the next step."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +12,26 @@ import torch
 from skillserve.errors import ConfigError
 from skillserve.settings import TrainSettings
 
-__all__ = ["memory_errors"]
+__all__ = ["keep_freed_memory", "memory_errors"]
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Numbers of glibc's malloc.h, which `mallopt(3)` describes."""
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees, where glibc can: whether it does.
+
+    By default every large tensor is mapped anew and unmapped again, and the system clears its pages each time: on two
+    CPU cores a third of a training step. Memory then stays at a step's peak until the process ends.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library
+        return False
+    never = -1  # of an unsigned size: larger than any
+    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, never))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 
 from skillserve.card import ModelCard
 from skillserve.errors import ConfigError
+from skillserve.lexical import require_bm25s
 from skillserve.settings import TrainSettings, window
 from skillserve_training.base import Base
 from skillserve_training.candidates import nearest_wrong_skills
@@ -31,6 +32,7 @@ from skillserve_training.memory import memory_errors
 from skillserve_training.mined import Mined
 from skillserve_training.precision import Precision, choose_precision
 from skillserve_training.run import identity, publish, summarise
+from skillserve_training.systems import FirstStage
 from skillserve_training.trainer import fit
 from skillserve_training.weights import (
     embedder_tokens,
@@ -59,6 +61,8 @@ def train_reranker(
     fit into memory.
     """
     join_processes()
+    if settings.lexical_weight:
+        require_bm25s(extra="training")
     torch.manual_seed(settings.seed)  # a new head is drawn
     precision = choose_precision(settings.precision)
     card = draft_card(base, "reranker", max_tokens=settings.max_tokens, max_query_tokens=settings.max_query_tokens)
@@ -133,5 +137,6 @@ def _first_stage(
     embedder = Embedder(open_embedder(base.folder), base.card, embedder_tokens(base.folder, base.card), precision)
     needed = mined is None or settings.similarity_weight > 0
     requests, skills = embedder.embed(to_train.queries, to_train.skills) if needed else (torch.empty(0), torch.empty(0))
-    holdout = RerankerHoldout.of(embedder, to_choose, settings.similarity_weight)
+    first = FirstStage(embedder, settings.lexical_weight)
+    holdout = RerankerHoldout.of(first, to_choose, settings.similarity_weight)
     return Likeness(requests.numpy(), skills.numpy()), holdout

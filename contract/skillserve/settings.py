@@ -160,6 +160,10 @@ class ExportSettings(Section):
         1, ge=1, description="model version that is written and served; the folder holds this one only"
     )
     max_graph_gib: float = Field(64.0, gt=0, description=_MAX_GRAPH)
+    gate_requests: int = Field(
+        0, ge=0, description="judged requests that the rank gate asks, evenly spread over those of --data; 0: all"
+    )
+    gate_depth: int = Field(20, ge=1, description="candidates of a request that the rank gate has a reranker order")
 
 
 class ServeSettings(Section):

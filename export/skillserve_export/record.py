@@ -8,6 +8,7 @@ from typing import Any, Literal
 from onnx import checker
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from skillserve.card import ModelCard
 from skillserve.errors import RepositoryError
 from skillserve.graph_file import DOMAINS, GraphFile, check_graph
 from skillserve.publish import sha256_of
@@ -15,13 +16,13 @@ from skillserve.settings import ExportSettings
 from skillserve.tensors import Layout, Precision
 from skillserve_export.config import GRAPH_FILE
 from skillserve_export.parity import PackedGraph, PaddedGraph
+from skillserve_export.scorers import GraphScorer
 
-__all__ = ["EXPORT_FILE", "GRAPHS", "ExportRecord", "ModelGraph", "check_servable", "digests", "read_record"]
+__all__ = ["EXPORT_FILE", "GRAPHS", "ExportRecord", "check_servable", "digests", "read_record"]
 
 EXPORT_FILE = "export.json"
 
-ModelGraph = PackedGraph | PaddedGraph
-GRAPHS: dict[Layout, type[ModelGraph]] = {"packed": PackedGraph, "padded": PaddedGraph}
+GRAPHS: dict[Layout, type[PackedGraph | PaddedGraph]] = {"packed": PackedGraph, "padded": PaddedGraph}
 
 
 class ExportRecord(BaseModel):
@@ -38,11 +39,17 @@ class ExportRecord(BaseModel):
     checks: list[dict[str, Any]]
     versions: dict[str, str]
 
-    def open(self, folder: Path, settings: ExportSettings) -> ModelGraph:
+    def open(self, folder: Path, card: ModelCard, settings: ExportSettings) -> GraphScorer:
         """The graph of the folder that this record describes; raises RepositoryError for one that is not sound."""
         path = folder / str(settings.version) / GRAPH_FILE
-        check_servable(path, self.precision, settings)
-        return GRAPHS[self.layout](path)
+        checked = check_servable(path, self.precision, settings)
+        return GraphScorer(
+            graph=GRAPHS[self.layout](path),
+            card=card,
+            layout=self.layout,
+            precision=self.precision,
+            graph_digest=checked.digest(),
+        )
 
 
 def read_record(folder: Path) -> ExportRecord:

@@ -39,10 +39,13 @@ from skillserve.tensors import (
 )
 from skillserve_export.config import GRAPH_FILE, WARMUP_FOLDER, Stamp, model_config, to_pbtxt
 from skillserve_export.families import family_of
+from skillserve_export.gate import RankGate
 from skillserve_export.graph import export_packed, export_padded, export_stock
 from skillserve_export.parity import Check, ServedGraph, StockGraph, check_parity, require
 from skillserve_export.record import EXPORT_FILE, GRAPHS, ExportRecord, check_servable, digests, read_record
 from skillserve_export.sample import ParitySample, load_sample
+from skillserve_export.scorers import GraphScorer
+from skillserve_export.verdict import Verdict
 
 __all__ = ["NUM_STEPS", "Exported", "export_model", "verify_model"]
 
@@ -67,6 +70,8 @@ class Exported:
     card: ModelCard
     folder: Path
     checks: list[Check]
+    verdict: Verdict | None = None
+    """The rank gate's, where it was asked."""
 
 
 def export_model(
@@ -75,9 +80,13 @@ def export_model(
     *,
     data: Path | None = None,
     layout: Layout = "packed",
+    gate: RankGate | None = None,
     advance: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Export, gate and write one model; raises ParityError or CardError and then leaves the repository alone."""
+    """Export, gate and write one model; raises ParityError or CardError and then leaves the repository alone.
+
+    With `gate`, rankings are judged as well, and its report is written also where the graph is not.
+    """
     card = read_card(weights, verify_weights=True)
     family = family_of(card)
     with tempfile.TemporaryDirectory(prefix="skillserve-export-") as scratch_name:
@@ -101,6 +110,12 @@ def export_model(
             f"{layout} graph of `{card.name}`",
             fix="Nothing was written. Export again; if it persists, this architecture or runtime is not supported.",
         )
+        verdict = None
+        if gate is not None:
+            digest = check_servable(scratch / GRAPH_FILE, _PRECISION, settings).digest()
+            scorer = GraphScorer(graph=graph, card=card, layout=layout, precision=_PRECISION, graph_digest=digest)
+            verdict = gate.judge(card, weights, scorer, stock)
+            verdict.require(fix="Nothing was written. Choose another precision, or set its limits in the card.")
         probe = _probe(card, graph, sample)
         folder = settings.repository / MODEL_NAMES[card.role]
         with published_folder(folder) as draft:
@@ -115,7 +130,7 @@ def export_model(
             _write_warmup(draft / WARMUP_FOLDER, probe)
             record = _record(settings, stamp, draft, checks)
             (draft / EXPORT_FILE).write_text(record.model_dump_json(indent=1) + "\n")
-    return Exported(card, folder, checks)
+    return Exported(card, folder, checks, verdict)
 
 
 def verify_model(
@@ -123,9 +138,13 @@ def verify_model(
     settings: ExportSettings,
     *,
     data: Path | None = None,
+    gate: RankGate | None = None,
     advance: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Check the graph that stands in the repository against its weights; writes nothing."""
+    """Check the graph that stands in the repository against its weights; writes nothing but the report of `gate`.
+
+    Rankings are judged only if the graph reproduces its weights.
+    """
     card = read_card(weights, verify_weights=True)
     folder = settings.repository / MODEL_NAMES[card.role]
     record = read_record(folder)
@@ -142,9 +161,13 @@ def verify_model(
         export_stock(family_of(card).load(weights, card), card, reference)
         advance("checking parity")
         sample = load_sample(card, weights, data)
-        graph = record.open(folder, settings)
-        checks = check_parity(graph, StockGraph(reference, card), card, sample, lambda: advance("checking parity"))
-    return Exported(card, folder, checks)
+        candidate = record.open(folder, card, settings)
+        stock = StockGraph(reference, card)
+        checks = check_parity(candidate.graph, stock, card, sample, lambda: advance("checking parity"))
+        verdict = None
+        if gate is not None and all(check.passed for check in checks):
+            verdict = gate.judge(card, weights, candidate, stock)
+    return Exported(card, folder, checks, verdict)
 
 
 def _probe(card: ModelCard, graph: ServedGraph, sample: ParitySample) -> Probe:

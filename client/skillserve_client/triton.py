@@ -275,6 +275,12 @@ class AsyncTriton:
             )
         )
 
+    async def server(self) -> str:
+        """As `Triton.server`."""
+        deadline, left = self._requests.moment(None), self._requests.remaining
+        found = await self._call(lambda: self._open().get_server_metadata(client_timeout=left(deadline)), deadline)
+        return f"{found.name} {found.version}"
+
     async def close(self) -> None:
         """Close the connection; calls that are still waiting fail."""
         self._closed = True

@@ -33,10 +33,10 @@ GATES: dict[Precision, Gate] = {
     "fp32": Gate(min_top1=0.999, min_overlap=0.999, max_ndcg_loss=0.05),
     "fp16": Gate(min_top1=0.99, min_overlap=0.99, max_ndcg_loss=0.1),
     "bf16": Gate(min_top1=0.97, min_overlap=0.97, max_ndcg_loss=0.5),
-    "int8": Gate(min_top1=0.90, min_overlap=0.90, max_ndcg_loss=1.0),
+    "int8": Gate(min_top1=0.92, min_overlap=0.94, max_ndcg_loss=1.0),
 }
 """Where a card sets none. Ties of the reference are no errors, so float32 may only differ in near-ties of another
-device; half precision rounds by 2^-11 (fp16) and 2^-8 (bf16)."""
+device. The others leave room beyond what rounding all-MiniLM-L6-v2 costs, see docs/decisions.md."""
 
 
 class ExportSection(BaseModel):

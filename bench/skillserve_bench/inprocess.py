@@ -12,6 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from skillserve.errors import RepositoryError
+from skillserve.graph_file import check_graph
 from skillserve.tensors import INPUT_IDS, MODEL_NAMES, OUTPUT_NAMES, SEQ_END, SEQ_LENS, TOK_END, Ids, pack
 from skillserve_client.wire import Floats, ServedModel
 
@@ -48,6 +49,7 @@ class LocalEmbedder:
                 fix="Export it: skillserve export WEIGHTS --layout packed",
             )
         graph = self.folder / version / config.default_model_filename
+        check_graph(graph, digest=self.model.graph_digest or None)
         try:
             self._session = onnxruntime.InferenceSession(
                 str(graph), sess_options=_options(config), providers=["CPUExecutionProvider"]

@@ -154,6 +154,12 @@ class Triton:
             self._call(lambda: self._client.get_inference_statistics(name, client_timeout=left(deadline)), deadline)
         )
 
+    def server(self) -> str:
+        """Name and version of the server, such as `triton 2.51.0`."""
+        deadline, left = self._requests.moment(None), self._requests.remaining
+        found = self._call(lambda: self._client.get_server_metadata(client_timeout=left(deadline)), deadline)
+        return f"{found.name} {found.version}"
+
     def close(self) -> None:
         """Close the connection; calls that are still waiting fail."""
         self._client.close()
@@ -268,6 +274,12 @@ class AsyncTriton:
                 lambda: self._open().get_inference_statistics(name, client_timeout=left(deadline)), deadline
             )
         )
+
+    async def server(self) -> str:
+        """As `Triton.server`."""
+        deadline, left = self._requests.moment(None), self._requests.remaining
+        found = await self._call(lambda: self._open().get_server_metadata(client_timeout=left(deadline)), deadline)
+        return f"{found.name} {found.version}"
 
     async def close(self) -> None:
         """Close the connection; calls that are still waiting fail."""

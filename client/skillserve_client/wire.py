@@ -15,12 +15,14 @@ import numpy.typing as npt
 from skillserve.errors import BundleError, RepositoryError, RequestRejected
 from skillserve.tensors import (
     DIGEST_PARAMETER,
+    GRAPH_DIGEST_PARAMETER,
     INPUT_IDS,
     LAYOUT_PARAMETER,
     MAX_SEQUENCE_TOKENS_PARAMETER,
     MAX_TOKENS_PARAMETER,
     MODEL_NAMES,
     OUTPUT_NAMES,
+    PRECISION_PARAMETER,
     SEQ_LENS,
     VOCAB_SIZE_PARAMETER,
     Ids,
@@ -69,6 +71,9 @@ class ServedModel:
     vocab_size: int | None
     max_batch_size: int
     """Most rows of one padded request."""
+    graph_digest: str = ""
+    """Of the graph's files; empty if the configuration does not say, like the next."""
+    precision: str = ""
 
     @classmethod
     def from_config(
@@ -113,6 +118,8 @@ class ServedModel:
             max_sequence_tokens=number(MAX_SEQUENCE_TOKENS_PARAMETER),
             vocab_size=number(VOCAB_SIZE_PARAMETER),
             max_batch_size=max(max_batch_size, 1),
+            graph_digest=parameters.get(GRAPH_DIGEST_PARAMETER, ""),
+            precision=parameters.get(PRECISION_PARAMETER, ""),
         )
 
     def no_rows(self) -> Floats:

@@ -2,7 +2,7 @@
 
 A weights folder holds `model.safetensors`, `config.json`, `tokenizer.json` and `card.json`. The digest is
 the SHA-256 over the first three and the card itself (with the digest left out), so a changed prompt is a
-changed model: it would change every embedding.
+changed model: it would change every embedding. The section `export` is left out, too: it changes none.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from skillserve.errors import CardError
+from skillserve.gate import GATES, ExportSection, Gate
 from skillserve.publish import sha256_of, write_text
-from skillserve.tensors import Role
+from skillserve.tensors import Precision, Role
 from skillserve.text import TEXT_FORMAT, Frame
 
 __all__ = [
@@ -71,6 +72,7 @@ class ModelCard(BaseModel):
     data_digest: str | None = Field(default=None, description="SHA-256 over the training data; none for stock models")
     training: dict[str, Any] = Field(default_factory=dict, description="summary of how it was trained")
     licence: str
+    export: ExportSection = Field(default_factory=ExportSection, description="what its exports are judged by")
     digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
     @model_validator(mode="after")
@@ -92,8 +94,12 @@ class ModelCard(BaseModel):
         """The first 12 characters, for people."""
         return self.digest[:12]
 
+    def gate(self, precision: Precision) -> Gate:
+        """The rank gate's thresholds for an export of this precision."""
+        return self.export.gate.get(precision, GATES[precision])
+
     def canonical_json(self) -> str:
-        """The card as the digest hashes it: sorted keys, no spaces, without the digest and without defaults.
+        """The card as the digest hashes it: sorted keys, no spaces, without digest, exports and defaults.
 
         A field that a later version adds as an optional one thus leaves the digests of older cards alone. Raises
         CardError for a figure in `training` that JSON does not have.
@@ -108,7 +114,7 @@ class ModelCard(BaseModel):
                     wanted="finite figures",
                     fix="The training diverged: run it again with a lower --learning-rate.",
                 ) from error
-        content = self.model_dump(mode="json", exclude={"digest"}, exclude_defaults=True)
+        content = self.model_dump(mode="json", exclude={"digest", "export"}, exclude_defaults=True)
         # These two are versions: when their default moves on, the digest must move with it.
         content |= {"schema_version": self.schema_version, "text_format": self.text_format}
         return json.dumps(content, sort_keys=True, separators=(",", ":"))

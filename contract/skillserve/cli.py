@@ -58,7 +58,9 @@ COMMANDS: dict[str, Command] = {
         "Turn weights into a packed graph, gate it, write the model repository.",
     ),
     "verify": Command(
-        "skillserve_export.cli:verify", "export", "Check an exported graph against its weights, and write nothing."
+        "skillserve_export.cli:verify",
+        "export",
+        "Check an exported graph, or what a server answers, against the weights; write no more than a gate's report.",
     ),
     "serve": Command("skillserve_serving.cli:serve", "serving", "Run a model repository on Triton until stopped."),
     "index": Command(

@@ -26,6 +26,8 @@ __all__ = [
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
+_MAX_GRAPH = "largest graph that is loaded, with its external data, GiB"
+
 
 def window(ranks: str) -> tuple[int, int]:
     """First and last rank of a `RankWindow`, counted from 1.
@@ -157,6 +159,11 @@ class ExportSettings(Section):
     version: int = Field(
         1, ge=1, description="model version that is written and served; the folder holds this one only"
     )
+    max_graph_gib: float = Field(64.0, gt=0, description=_MAX_GRAPH)
+    gate_requests: int = Field(
+        0, ge=0, description="judged requests that the rank gate asks, evenly spread over those of --data; 0: all"
+    )
+    gate_depth: int = Field(20, ge=1, description="candidates of a request that the rank gate has a reranker order")
 
 
 class ServeSettings(Section):
@@ -176,6 +183,7 @@ class ServeSettings(Section):
         120.0, gt=0, description="give up when the models are not answering by then, seconds"
     )
     health_interval_s: float = Field(5.0, gt=0, description="pause between two health inferences, seconds")
+    max_graph_gib: float = Field(64.0, gt=0, description=_MAX_GRAPH)
     log_file: Path | None = Field(
         None, description="file that the server's log is appended to; not set: a temporary one, named when it is ready"
     )

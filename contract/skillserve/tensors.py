@@ -23,12 +23,14 @@ import numpy.typing as npt
 __all__ = [
     "ATTENTION_MASK",
     "DIGEST_PARAMETER",
+    "GRAPH_DIGEST_PARAMETER",
     "INPUT_IDS",
     "LAYOUT_PARAMETER",
     "MAX_SEQUENCE_TOKENS_PARAMETER",
     "MAX_TOKENS_PARAMETER",
     "MODEL_NAMES",
     "OUTPUT_NAMES",
+    "PRECISION_PARAMETER",
     "SEQ_END",
     "SEQ_LENS",
     "TOK_END",
@@ -36,6 +38,7 @@ __all__ = [
     "Ids",
     "Layout",
     "Packed",
+    "Precision",
     "Role",
     "pack",
     "token_budget_batches",
@@ -45,6 +48,8 @@ Role = Literal["embedder", "reranker"]
 Layout = Literal["packed", "padded"]
 """`packed`: this module's wire. `padded`: `input_ids` and `attention_mask` INT32 `[B, L]`, rows `[B, D]` or `[B]`;
 for TensorRT plans, and as the conventional deployment that we measure against."""
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+"""In which numbers a graph computes. Outputs are float32 always."""
 Ids = npt.NDArray[np.int32]
 """Token ids of one sequence, `[L]`."""
 
@@ -59,7 +64,10 @@ OUTPUT_NAMES: dict[Role, str] = {"embedder": "embedding", "reranker": "score"}
 
 # Parameters that the export stamps into config.pbtxt.
 DIGEST_PARAMETER = "skillserve_digest"
+GRAPH_DIGEST_PARAMETER = "skillserve_graph_digest"
+"""Of the graph's files, see `skillserve.graph_file`; the other digest is of weights, tokenizer and card."""
 LAYOUT_PARAMETER = "skillserve_layout"
+PRECISION_PARAMETER = "skillserve_precision"
 VOCAB_SIZE_PARAMETER = "skillserve_vocab_size"
 MAX_SEQUENCE_TOKENS_PARAMETER = "skillserve_max_sequence_tokens"
 MAX_TOKENS_PARAMETER = "skillserve_max_request_tokens"

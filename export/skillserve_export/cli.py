@@ -2,62 +2,149 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from skillserve.console import out, print_json, progress, talk
+from skillserve.card import ModelCard
+from skillserve.console import Bar, out, print_json, progress, talk
+from skillserve.errors import UsageError
 from skillserve.flags import Json, with_settings
 from skillserve.settings import Settings
-from skillserve_export.parity import require
-from skillserve_export.repository import NUM_STEPS, Exported, export_model, verify_model
+from skillserve_export.gate import RankGate, Tell, judge_server
+from skillserve_export.gate_report import report_of
+from skillserve_export.parity import Check, require
+from skillserve_export.repository import NUM_STEPS, export_model, verify_model
+from skillserve_export.verdict import Verdict
 
 __all__ = ["export", "verify"]
 
 Weights = Annotated[Path, typer.Argument(help="weights folder with model.safetensors, tokenizer.json and card.json")]
 Data = Annotated[
     Path | None,
-    typer.Option(help="folder in SkillRet's layout whose test split is the gate's sample; not set: random words"),
+    typer.Option(help="folder in SkillRet's layout whose test split is asked; not set: random words"),
 ]
 LayoutFlag = Annotated[
     Literal["packed", "padded"], typer.Option("--layout", help="`padded` is for TensorRT and for comparisons")
+]
+GateFlag = Annotated[
+    bool,
+    typer.Option("--gate", help="also judge rankings: top-1, top-10 overlap and NDCG@10 beside the fp32 reference"),
+]
+RunFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--run", help="with --gate, for a reranker: TREC run with its candidates; not set: the repository's embedder"
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(help="with --gate: folder of its report; not set: one of its own in `reports`, beside the repository"),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        help="with --gate: judge what the server at this gRPC address, host:port, answers, not the repository"
+    ),
 ]
 
 
 @with_settings("export")
 def export(
-    weights: Weights, *, data: Data = None, layout: LayoutFlag = "packed", settings: Settings, as_json: Json = False
+    weights: Weights,
+    *,
+    data: Data = None,
+    layout: LayoutFlag = "packed",
+    gate: GateFlag = False,
+    run: RunFile = None,
+    report: Report = None,
+    settings: Settings,
+    as_json: Json = False,
 ) -> None:
     """Turn weights into a packed graph, gate it, write the model repository."""
+    _refuse_alone({"--run": run, "--report": report}, gate=gate)
     with progress("export", NUM_STEPS) as bar:
-        exported = export_model(
-            weights, settings.export, data=data, layout=layout, advance=lambda note: bar.advance(note=note)
+        ranks = (
+            RankGate(settings=settings.export, data=data, run=run, report=report, tell=_teller(bar)) if gate else None
         )
-    _show(exported, as_json=as_json)
+        exported = export_model(
+            weights, settings.export, data=data, layout=layout, gate=ranks, advance=lambda note: bar.advance(note=note)
+        )
+    _show(exported.card, exported.folder, exported.checks, exported.verdict, as_json=as_json)
     talk(f"Wrote {exported.folder}. Serve it: skillserve serve --repository {settings.export.repository}")
 
 
-@with_settings("export.repository", "export.version")
-def verify(weights: Weights, *, data: Data = None, settings: Settings, as_json: Json = False) -> None:
-    """Check the graph in the repository against its weights, and write nothing."""
-    with progress("verify", NUM_STEPS - 1) as bar:
-        verified = verify_model(weights, settings.export, data=data, advance=lambda note: bar.advance(note=note))
-    _show(verified, as_json=as_json)
-    require(
-        verified.checks,
-        f"graph in `{verified.folder}`",
-        fix=f"Do not serve it. Export it again: skillserve export {weights}",
-    )
-
-
-def _show(exported: Exported, *, as_json: bool) -> None:
-    if as_json:
-        checks = [check.to_dict() for check in exported.checks]
-        print_json({"folder": str(exported.folder), "digest": exported.card.digest, "checks": checks})
+@with_settings(
+    "export.repository", "export.version", "export.max_graph_gib", "export.gate_requests", "export.gate_depth"
+)
+def verify(
+    weights: Weights,
+    *,
+    data: Data = None,
+    gate: GateFlag = False,
+    run: RunFile = None,
+    url: Url = None,
+    report: Report = None,
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Check the graph in the repository, or what a server answers, against the weights; writes a gate's report only."""
+    _refuse_alone({"--run": run, "--report": report, "--url": url}, gate=gate)
+    if url is not None:
+        client = settings.client.model_copy(update={"url": url})
+        with progress("verify", 2) as bar:
+            ranks = RankGate(settings=settings.export, data=data, run=run, report=report, tell=_teller(bar))
+            verdict = judge_server(weights, client, ranks, advance=lambda note: bar.advance(note=note))
+        _show(verdict.card, None, (), verdict, as_json=as_json)
+        verdict.require(fix="Do not search with it: go back to the server, runtime or driver that passed.")
         return
-    table = Table("check", "passed", "detail", title=f"{exported.card.name} ({exported.card.short_digest})")
-    for check in exported.checks:
+    with progress("verify", NUM_STEPS - 1) as bar:
+        gated = (
+            RankGate(settings=settings.export, data=data, run=run, report=report, tell=_teller(bar)) if gate else None
+        )
+        verified = verify_model(
+            weights, settings.export, data=data, gate=gated, advance=lambda note: bar.advance(note=note)
+        )
+    _show(verified.card, verified.folder, verified.checks, verified.verdict, as_json=as_json)
+    advice = f"Do not serve it. Export it again: skillserve export {weights}"
+    require(verified.checks, f"graph in `{verified.folder}`", fix=advice)
+    if verified.verdict is not None:
+        verified.verdict.require(fix=advice)
+
+
+def _refuse_alone(options: Mapping[str, object], *, gate: bool) -> None:
+    """Options of the gate mean nothing without it, and whoever gave them meant something."""
+    given = [f"{option} {value}" for option, value in options.items() if value is not None]
+    if given and not gate:
+        raise UsageError(
+            f"option {given[0]}",
+            got="no --gate",
+            wanted="the gate that it belongs to",
+            fix="Add --gate, or leave it out.",
+        )
+
+
+def _teller(bar: Bar) -> Tell:
+    return lambda note: bar.advance(0, note=note)
+
+
+def _show(
+    card: ModelCard, folder: Path | None, checks: Sequence[Check], verdict: Verdict | None, *, as_json: bool
+) -> None:
+    judged = [*checks, *(() if verdict is None else verdict.checks)]
+    if as_json:
+        result: dict[str, Any] = {"folder": None if folder is None else str(folder), "digest": card.digest}
+        result["checks"] = [check.to_dict() for check in judged]
+        if verdict is not None:
+            result["gate"] = {"report": str(verdict.folder)} | report_of(verdict)
+        print_json(result)
+        return
+    table = Table("check", "passed", "detail", title=f"{card.name} ({card.short_digest})")
+    for check in judged:
         table.add_row(check.name, "yes" if check.passed else "NO", check.detail)
     out.print(table)
+    if verdict is not None:
+        talk(f"Report: {verdict.folder}")

@@ -24,20 +24,23 @@ from skillserve.settings import ExportSettings
 from skillserve.tensors import (
     ATTENTION_MASK,
     DIGEST_PARAMETER,
+    GRAPH_DIGEST_PARAMETER,
     INPUT_IDS,
     LAYOUT_PARAMETER,
     MAX_SEQUENCE_TOKENS_PARAMETER,
     MAX_TOKENS_PARAMETER,
     MODEL_NAMES,
     OUTPUT_NAMES,
+    PRECISION_PARAMETER,
     SEQ_END,
     SEQ_LENS,
     TOK_END,
     VOCAB_SIZE_PARAMETER,
     Layout,
+    Precision,
 )
 
-__all__ = ["BACKEND", "GRAPH_FILE", "WARMUP_FOLDER", "model_config", "to_pbtxt"]
+__all__ = ["BACKEND", "GRAPH_FILE", "WARMUP_FOLDER", "Stamp", "model_config", "to_pbtxt"]
 
 ATTENTION_CORE_PARAMETER = "skillserve_attention_core"
 BACKEND = "onnxruntime"
@@ -56,7 +59,17 @@ class _Batching:
 _ENDS = (_Batching(TOK_END, INPUT_IDS), _Batching(SEQ_END, SEQ_LENS))
 
 
-def model_config(card: ModelCard, settings: ExportSettings, layout: Layout, probe: Probe) -> Any:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What the configuration says of the graph beside it."""
+
+    layout: Layout
+    precision: Precision
+    graph_digest: str
+    """Of its files, see `skillserve.graph_file`; the backend compares what it is about to load."""
+
+
+def model_config(card: ModelCard, settings: ExportSettings, stamp: Stamp, probe: Probe) -> Any:
     """The ModelConfig message of one model; `probe` is also its warm-up."""
     config = ModelConfig(
         name=MODEL_NAMES[card.role],
@@ -69,12 +82,12 @@ def model_config(card: ModelCard, settings: ExportSettings, layout: Layout, prob
     # AUTO: a group of kind GPU is refused by a server without one.
     config.instance_group.add(count=1, kind=ModelInstanceGroup.KIND_AUTO)
     config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_microseconds
-    if layout == "packed":
+    if stamp.layout == "packed":
         _packed_tensors(config, card)
     else:
         _padded_tensors(config, card)
-    _warmup(config, layout, probe)
-    for name, value in _parameters(card, settings, layout).items():
+    _warmup(config, stamp.layout, probe)
+    for name, value in _parameters(card, settings, stamp).items():
         config.parameters[name].string_value = value
     return config
 
@@ -122,11 +135,13 @@ def _warmup(config: Any, layout: Layout, probe: Probe) -> None:
         tensor.input_data_file = name
 
 
-def _parameters(card: ModelCard, settings: ExportSettings, layout: Layout) -> dict[str, str]:
+def _parameters(card: ModelCard, settings: ExportSettings, stamp: Stamp) -> dict[str, str]:
     parameters = {
         DIGEST_PARAMETER: card.digest,
-        LAYOUT_PARAMETER: layout,
-        ATTENTION_CORE_PARAMETER: settings.attention_core if layout == "packed" else "padded",
+        GRAPH_DIGEST_PARAMETER: stamp.graph_digest,
+        LAYOUT_PARAMETER: stamp.layout,
+        PRECISION_PARAMETER: stamp.precision,
+        ATTENTION_CORE_PARAMETER: settings.attention_core if stamp.layout == "packed" else "padded",
         VOCAB_SIZE_PARAMETER: str(card.vocab_size),
         MAX_SEQUENCE_TOKENS_PARAMETER: str(card.max_tokens),
         MAX_TOKENS_PARAMETER: str(settings.max_request_tokens),

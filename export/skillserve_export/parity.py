@@ -18,9 +18,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnx import checker
 
 from skillserve.card import ModelCard
 from skillserve.errors import ParityError
+from skillserve.graph_file import check_graph
 from skillserve.tensors import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -321,6 +323,7 @@ def _padded(sequences: Sequence[Ids], kind: type[np.integer[Any]]) -> tuple[npt.
 
 
 def _session(path: Path) -> ort.InferenceSession:
+    check_graph(path, checker=checker.check_model)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

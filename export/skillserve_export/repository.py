@@ -19,34 +19,35 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.errors import RepositoryError
 from skillserve.probe import PROBE_FILE, Probe
-from skillserve.publish import published_folder, sha256_of
+from skillserve.publish import published_folder
 from skillserve.settings import ExportSettings
-from skillserve.tensors import ATTENTION_MASK, INPUT_IDS, MODEL_NAMES, OUTPUT_NAMES, SEQ_LENS, Layout, pack
-from skillserve_export.config import GRAPH_FILE, WARMUP_FOLDER, model_config, to_pbtxt
-from skillserve_export.families import family_of
-from skillserve_export.graph import export_packed, export_padded, export_stock
-from skillserve_export.parity import (
-    Check,
-    PackedGraph,
-    PaddedGraph,
-    ServedGraph,
-    StockGraph,
-    check_parity,
-    require,
+from skillserve.tensors import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    MODEL_NAMES,
+    OUTPUT_NAMES,
+    SEQ_LENS,
+    Layout,
+    Precision,
+    pack,
 )
+from skillserve_export.config import GRAPH_FILE, WARMUP_FOLDER, Stamp, model_config, to_pbtxt
+from skillserve_export.families import family_of
+from skillserve_export.gate import RankGate
+from skillserve_export.graph import export_packed, export_padded, export_stock
+from skillserve_export.parity import Check, ServedGraph, StockGraph, check_parity, require
+from skillserve_export.record import EXPORT_FILE, GRAPHS, ExportRecord, check_servable, digests, read_record
 from skillserve_export.sample import ParitySample, load_sample
+from skillserve_export.scorers import GraphScorer
+from skillserve_export.verdict import Verdict
 
-__all__ = ["EXPORT_FILE", "NUM_STEPS", "Exported", "export_model", "verify_model"]
-
-EXPORT_FILE = "export.json"
+__all__ = ["NUM_STEPS", "Exported", "export_model", "verify_model"]
 
 NUM_STEPS = 9
 """How often `export_model` calls `advance`: load, packed, stock, six checks."""
@@ -58,22 +59,8 @@ PROBE_TOLERANCE = 5e-3
 a unit vector of 384 dimensions are 0.05 on average."""
 
 
-_GRAPHS: dict[Layout, type[PackedGraph | PaddedGraph]] = {"packed": PackedGraph, "padded": PaddedGraph}
-
-
-class ExportRecord(BaseModel):
-    """`export.json`: how a graph was made, what it passed, and the SHA-256 of every file beside it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[1] = 1
-    digest: str
-    layout: Layout
-    attention_core: str | None
-    precision: Literal["fp32"]
-    files: dict[str, str]
-    checks: list[dict[str, Any]]
-    versions: dict[str, str]
+_PRECISION: Precision = "fp32"
+"""What the exporters of `skillserve_export.graph` compute in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +70,8 @@ class Exported:
     card: ModelCard
     folder: Path
     checks: list[Check]
+    verdict: Verdict | None = None
+    """The rank gate's, where it was asked."""
 
 
 def export_model(
@@ -91,9 +80,13 @@ def export_model(
     *,
     data: Path | None = None,
     layout: Layout = "packed",
+    gate: RankGate | None = None,
     advance: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Export, gate and write one model; raises ParityError or CardError and then leaves the repository alone."""
+    """Export, gate and write one model; raises ParityError or CardError and then leaves the repository alone.
+
+    With `gate`, rankings are judged as well, and its report is written also where the graph is not.
+    """
     card = read_card(weights, verify_weights=True)
     family = family_of(card)
     with tempfile.TemporaryDirectory(prefix="skillserve-export-") as scratch_name:
@@ -109,7 +102,7 @@ def export_model(
         export_stock(model, card, scratch / "stock.onnx")
         advance("checking parity")
         sample = load_sample(card, weights, data)
-        graph = _GRAPHS[layout](scratch / GRAPH_FILE)
+        graph = GRAPHS[layout](scratch / GRAPH_FILE)
         stock = StockGraph(scratch / "stock.onnx", card)
         checks = check_parity(graph, stock, card, sample, lambda: advance("checking parity"))
         require(
@@ -117,19 +110,27 @@ def export_model(
             f"{layout} graph of `{card.name}`",
             fix="Nothing was written. Export again; if it persists, this architecture or runtime is not supported.",
         )
+        verdict = None
+        if gate is not None:
+            digest = check_servable(scratch / GRAPH_FILE, _PRECISION, settings).digest()
+            scorer = GraphScorer(graph=graph, card=card, layout=layout, precision=_PRECISION, graph_digest=digest)
+            verdict = gate.judge(card, weights, scorer, stock)
+            verdict.require(fix="Nothing was written. Choose another precision, or set its limits in the card.")
         probe = _probe(card, graph, sample)
         folder = settings.repository / MODEL_NAMES[card.role]
         with published_folder(folder) as draft:
             (draft / str(settings.version)).mkdir()
             shutil.move(scratch / GRAPH_FILE, draft / str(settings.version) / GRAPH_FILE)
+            checked = check_servable(draft / str(settings.version) / GRAPH_FILE, _PRECISION, settings)
+            stamp = Stamp(layout=layout, precision=_PRECISION, graph_digest=checked.digest())
             for name in (CARD_FILE, "tokenizer.json"):
                 shutil.copyfile(weights / name, draft / name)
-            (draft / "config.pbtxt").write_text(to_pbtxt(model_config(card, settings, layout, probe)))
+            (draft / "config.pbtxt").write_text(to_pbtxt(model_config(card, settings, stamp, probe)))
             (draft / PROBE_FILE).write_text(probe.model_dump_json(indent=1) + "\n")
             _write_warmup(draft / WARMUP_FOLDER, probe)
-            record = _record(settings, layout, draft, checks)
+            record = _record(settings, stamp, draft, checks)
             (draft / EXPORT_FILE).write_text(record.model_dump_json(indent=1) + "\n")
-    return Exported(card, folder, checks)
+    return Exported(card, folder, checks, verdict)
 
 
 def verify_model(
@@ -137,13 +138,16 @@ def verify_model(
     settings: ExportSettings,
     *,
     data: Path | None = None,
+    gate: RankGate | None = None,
     advance: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Check the graph that stands in the repository against its weights; writes nothing."""
+    """Check the graph that stands in the repository against its weights; writes nothing but the report of `gate`.
+
+    Rankings are judged only if the graph reproduces its weights.
+    """
     card = read_card(weights, verify_weights=True)
     folder = settings.repository / MODEL_NAMES[card.role]
-    record = _read_record(folder)
-    _check_unchanged(folder, record)
+    record = read_record(folder)
     if record.digest != card.digest:
         raise RepositoryError(
             f"model folder `{folder}`",
@@ -157,40 +161,13 @@ def verify_model(
         export_stock(family_of(card).load(weights, card), card, reference)
         advance("checking parity")
         sample = load_sample(card, weights, data)
-        graph = _GRAPHS[record.layout](folder / str(settings.version) / GRAPH_FILE)
-        checks = check_parity(graph, StockGraph(reference, card), card, sample, lambda: advance("checking parity"))
-    return Exported(card, folder, checks)
-
-
-def _read_record(folder: Path) -> ExportRecord:
-    try:
-        return ExportRecord.model_validate_json((folder / EXPORT_FILE).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise RepositoryError(
-            f"model folder `{folder}`",
-            got=f"no valid {EXPORT_FILE} ({type(error).__name__})",
-            wanted="a model written by `skillserve export`",
-            fix="Export the model: skillserve export WEIGHTS",
-        ) from error
-
-
-def _check_unchanged(folder: Path, record: ExportRecord) -> None:
-    """Every file of the folder is the one that was gated, and none is missing."""
-    found = _digests(folder)
-    wanted = record.files
-    changed = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-    if changed:
-        raise RepositoryError(
-            f"model folder `{folder}`",
-            got=f"changed, missing or new since its export (by SHA-256): {', '.join(changed)}",
-            wanted="the files that passed the gate",
-            fix="Export the model again: skillserve export WEIGHTS",
-        )
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / EXPORT_FILE)
-    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+        candidate = record.open(folder, card, settings)
+        stock = StockGraph(reference, card)
+        checks = check_parity(candidate.graph, stock, card, sample, lambda: advance("checking parity"))
+        verdict = None
+        if gate is not None and all(check.passed for check in checks):
+            verdict = gate.judge(card, weights, candidate, stock)
+    return Exported(card, folder, checks, verdict)
 
 
 def _probe(card: ModelCard, graph: ServedGraph, sample: ParitySample) -> Probe:
@@ -214,14 +191,14 @@ def _write_warmup(folder: Path, probe: Probe) -> None:
         (folder / name).write_bytes(np.asarray(values, np.int32).tobytes())
 
 
-def _record(settings: ExportSettings, layout: Layout, folder: Path, checks: list[Check]) -> ExportRecord:
+def _record(settings: ExportSettings, stamp: Stamp, folder: Path, checks: list[Check]) -> ExportRecord:
     packages = ("skillserve", "torch", "optimum", "onnx", "onnxruntime", "transformers")
     return ExportRecord(
         digest=read_card(folder).digest,
-        layout=layout,
-        attention_core=settings.attention_core if layout == "packed" else None,
-        precision="fp32",
-        files=_digests(folder),
+        layout=stamp.layout,
+        attention_core=settings.attention_core if stamp.layout == "packed" else None,
+        precision=stamp.precision,
+        files=digests(folder),
         checks=[check.to_dict() for check in checks],
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
     )

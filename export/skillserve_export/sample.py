@@ -15,7 +15,7 @@ from skillserve.records import Query, Skill
 from skillserve.skillfile import read_queries, read_skills, split_file
 from skillserve.tensors import Ids
 
-__all__ = ["ParitySample", "load_sample"]
+__all__ = ["ParitySample", "load_sample", "spread"]
 
 T = TypeVar("T")
 
@@ -43,8 +43,8 @@ def load_sample(card: ModelCard, weights: Path, data: Path | None) -> ParitySamp
     if data is None:
         queries, skills = _random_texts(tokenizer, num_queries, num_skills)
     else:
-        queries = _spread(read_queries(split_file(data, "queries", "test")), num_queries)
-        skills = _spread(read_skills(split_file(data, "skills", "test")), num_skills)
+        queries = spread(read_queries(split_file(data, "queries", "test")), num_queries)
+        skills = spread(read_skills(split_file(data, "skills", "test")), num_skills)
     if card.role == "embedder":
         tokens = EmbedderTokens(card, tokenizer)
         sequences = [cut.ids for cut in tokens.queries([query.text for query in queries])] + tokens.skills(skills)
@@ -55,7 +55,7 @@ def load_sample(card: ModelCard, weights: Path, data: Path | None) -> ParitySamp
     return ParitySample(sequences, len(queries), len(skills))
 
 
-def _spread(items: list[T], count: int) -> list[T]:
+def spread(items: list[T], count: int) -> list[T]:
     """At most `count` items, evenly spread over the list."""
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).astype(int))] if items else []
 

@@ -70,7 +70,9 @@ class Triton:
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
-        self.models: tuple[ServedModel, ...] = read_repository(settings.repository)
+        self.models: tuple[ServedModel, ...] = read_repository(
+            settings.repository, max_graph_gib=settings.max_graph_gib
+        )
         self.installation: Installation = find_installation(settings.tritonserver)
         self.version = ""
         """Of the running server, as `2.51.0`."""
@@ -105,7 +107,8 @@ class Triton:
         if self._process is not None:
             raise RuntimeError("this server is running already")
         settings = self.settings
-        self.models = read_repository(settings.repository)  # since the last start, models may have been exported anew
+        # Since the last start, models may have been exported anew.
+        self.models = read_repository(settings.repository, max_graph_gib=settings.max_graph_gib)
         ports = {"http": settings.http_port, "grpc": settings.grpc_port, "metrics": settings.metrics_port}
         check_ports(self._address, ports)
         try:
@@ -123,7 +126,7 @@ class Triton:
         Raises RepositoryError or CardError for the files, ServerError for the server, ServerUnreachable if the
         server itself does not answer.
         """
-        fresh = read_model(self.settings.repository / name)
+        fresh = read_model(self.settings.repository / name, max_graph_gib=self.settings.max_graph_gib)
         self.models = tuple(fresh if model.name == name else model for model in self.models)
         self.health.reload(name)
         self._check_digest(fresh)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from skillserve.card import ModelCard, read_card
 from skillserve.errors import RepositoryError
+from skillserve.graph_file import check_graph, digest_of_files
 from skillserve.probe import Probe, read_probe
 
 __all__ = ["ServedModel", "read_model", "read_repository"]
 
 CONFIG_FILE = "config.pbtxt"
+EXPORT_FILE = "export.json"
 
 _COMMENT = re.compile(r"#.*")
 _VERSIONS = re.compile(r"specific\s*:?\s*\{\s*versions\s*:\s*(\[[\d\s,]*\]|\d+)")
@@ -32,7 +35,7 @@ class ServedModel:
     probe: Probe
 
 
-def read_repository(repository: Path) -> tuple[ServedModel, ...]:
+def read_repository(repository: Path, *, max_graph_gib: float | None = None) -> tuple[ServedModel, ...]:
     """Read all models, in the order of their names.
 
     Every folder in it is a model, except hidden ones: those are exports that are still being written. Raises
@@ -52,13 +55,16 @@ def read_repository(repository: Path) -> tuple[ServedModel, ...]:
             wanted=f"folders with a {CONFIG_FILE}",
             fix="Export a model: skillserve export WEIGHTS, or name another one with --repository.",
         ) from cause
-    return tuple(read_model(folder) for folder in folders)
+    return tuple(read_model(folder, max_graph_gib=max_graph_gib) for folder in folders)
 
 
-def read_model(folder: Path) -> ServedModel:
-    """Read one model; raises RepositoryError if it cannot be served, CardError for its card."""
+def read_model(folder: Path, *, max_graph_gib: float | None = None) -> ServedModel:
+    """Read one model and check its graphs; raises RepositoryError if it cannot be served, CardError for its card.
+
+    The C++ backend loads whatever stands there, so this is the only check that a production server's graphs get.
+    """
     try:
-        return _read_model(folder)
+        return _read_model(folder, max_graph_gib)
     except (OSError, UnicodeDecodeError) as error:
         raise RepositoryError(
             f"model folder `{folder}`",
@@ -68,7 +74,7 @@ def read_model(folder: Path) -> ServedModel:
         ) from error
 
 
-def _read_model(folder: Path) -> ServedModel:
+def _read_model(folder: Path, max_graph_gib: float | None) -> ServedModel:
     config = _COMMENT.sub("", (folder / CONFIG_FILE).read_text(encoding="utf-8"))
     match = _VERSIONS.search(config)
     versions = tuple(int(number) for number in re.findall(r"\d+", match[1])) if match else ()
@@ -90,10 +96,35 @@ def _read_model(folder: Path) -> ServedModel:
                 wanted="the graph beside its configuration",
                 fix="Export the model: skillserve export WEIGHTS",
             )
-    return ServedModel(
+    model = ServedModel(
         name=folder.name,
         folder=folder,
         versions=versions,
         card=read_card(folder),
         probe=read_probe(folder),
     )
+    if not _TENSORRT.search(config):  # a plan is TensorRT's own format
+        for version in versions:
+            digest = _graph_digest(folder, version)
+            check_graph(folder / str(version) / filename, digest=digest, max_gib=max_graph_gib)
+    return model
+
+
+def _graph_digest(folder: Path, version: int) -> str | None:
+    """The graph digest of a version by the export's record; None for a folder without one, or without this version."""
+    try:
+        record = (folder / EXPORT_FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+    prefix = f"{version}/"
+    try:
+        files = {str(name): str(found) for name, found in json.loads(record)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RepositoryError(
+            f"model folder `{folder}`",
+            got=f"an {EXPORT_FILE} that names no files",
+            wanted="the SHA-256 of every file, as `skillserve export` writes it",
+            fix="Export the model again: skillserve export WEIGHTS",
+        ) from error
+    own = {name.removeprefix(prefix): found for name, found in files.items() if name.startswith(prefix)}
+    return digest_of_files(own) if own else None

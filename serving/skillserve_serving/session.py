@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 
 from skillserve.errors import RepositoryError
+from skillserve.graph_file import check_graph
 from skillserve_serving.ragged import Feeds, Graph, Rows, join
 from skillserve_serving.spec import ModelSpec, SessionSpec
 
@@ -22,8 +23,9 @@ _LEVELS = {
 
 
 def open_graph(spec: ModelSpec, version_folder: Path) -> Graph:
-    """Load and warm the graph of one model version; raises RepositoryError if it is not the configured one."""
+    """Check, load and warm the graph of one model version; raises RepositoryError if it is not the configured one."""
     path = version_folder / spec.session.filename
+    check_graph(path, digest=spec.graph_digest)
     try:
         session = onnxruntime.InferenceSession(
             str(path), sess_options=_options(spec.session), providers=["CPUExecutionProvider"]

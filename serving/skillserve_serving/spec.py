@@ -9,12 +9,14 @@ Triton's core itself does dynamic batching, warm-up, the response cache and `max
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Self
 
 from skillserve.errors import RepositoryError
 from skillserve.tensors import (
+    GRAPH_DIGEST_PARAMETER,
     INPUT_IDS,
     LAYOUT_PARAMETER,
     MAX_SEQUENCE_TOKENS_PARAMETER,
@@ -49,6 +51,7 @@ _SESSION_PARAMETERS = frozenset(
     }
 )  # fmt: skip
 _OWN_PARAMETERS = "skillserve_"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 _GRAPH_LEVELS: dict[int, Literal["basic", "extended", "off", "all"]] = {-1: "basic", 0: "all", 1: "extended", 2: "off"}
 
@@ -91,6 +94,8 @@ class ModelSpec:
     max_sequence_tokens: int
     max_request_tokens: int
     """Most tokens of one request, and of one execution."""
+    graph_digest: str | None = None
+    """What the graph's files must be (`skillserve.graph_file`); None if the configuration does not say."""
     batch_inputs: tuple[BatchInput, ...] = ()
     session: SessionSpec = SessionSpec()
 
@@ -116,6 +121,7 @@ class ModelSpec:
             vocab_size=reader.limit(VOCAB_SIZE_PARAMETER),
             max_sequence_tokens=reader.limit(MAX_SEQUENCE_TOKENS_PARAMETER),
             max_request_tokens=reader.limit(MAX_TOKENS_PARAMETER),
+            graph_digest=reader.graph_digest(),
             batch_inputs=reader.batch_inputs(layout),
             session=reader.session(),
         )
@@ -281,6 +287,13 @@ class _Reader:
     def limit(self, parameter: str) -> int:
         """A bound that the export stamped into the configuration; it must be there, or nothing is bounded."""
         return self._integer(parameter, self._parameters.get(parameter, "missing"), at_least=1)
+
+    def graph_digest(self) -> str | None:
+        """Of the graph's files, as the export stamped it."""
+        text = self._parameters.get(GRAPH_DIGEST_PARAMETER)
+        if text is not None and not _SHA256.fullmatch(text):
+            self.refuse(f"parameters.{GRAPH_DIGEST_PARAMETER}", text, "a SHA-256, 64 hexadecimal digits")
+        return text
 
     def _integer(self, parameter: str, text: str, *, at_least: int = 0) -> int:
         try:

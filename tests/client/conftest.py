@@ -189,6 +189,10 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         _role(request.name, context)
         return service_pb2.ModelMetadataResponse(name=request.name, versions=self.versions)
 
+    def ServerMetadata(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        """Name and version."""
+        return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0")
+
     def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Fixed totals."""
         _role(request.name, context)

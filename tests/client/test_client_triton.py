@@ -85,6 +85,10 @@ def test_a_served_model_is_described_from_its_configuration(kind: str, wire_sett
     assert (model.max_request_tokens, model.max_sequence_tokens, model.vocab_size) == (64, 48, None)
 
 
+def test_a_server_says_its_version(kind: str, wire_settings: ClientSettings) -> None:
+    assert call(kind, wire_settings, "server") == "triton 2.51.0"
+
+
 def test_statistics_are_totals(kind: str, wire_settings: ClientSettings) -> None:
     statistics = call(kind, wire_settings, "statistics", "embedder")
     assert (statistics.num_requests, statistics.num_failed, statistics.queue_ms) == (7, 0, 3.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from skillserve.card import ModelCard, read_card, write_card
 from skillserve.errors import CardError, ContractError, ParityError, RepositoryError
 from skillserve.probe import Probe, read_probe
+from skillserve.publish import sha256_of
 from skillserve.settings import ExportSettings
-from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES
+from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Layout
 from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
 from skillserve_export import parity, repository
-from skillserve_export.config import model_config, to_pbtxt
+from skillserve_export.config import Stamp, model_config, to_pbtxt
 from skillserve_export.families import family_of
 from skillserve_export.parity import PackedGraph
 from skillserve_export.repository import export_model, verify_model
@@ -59,10 +61,15 @@ def fixed_probe(role: str) -> Probe:
     )
 
 
+def stamp(layout: Layout) -> Stamp:
+    """Of no graph: zero, like the cards' digest."""
+    return Stamp(layout=layout, precision="fp32", graph_digest="0" * 64)
+
+
 @pytest.mark.parametrize("role", ["embedder", "reranker"])
 def test_the_configuration_equals_the_committed_one(role: str) -> None:
     """Golden: a change of config.pbtxt is a change of the wire, and must be seen in review."""
-    config = model_config(minilm_card(role), ExportSettings(), "packed", fixed_probe(role))
+    config = model_config(minilm_card(role), ExportSettings(), stamp("packed"), fixed_probe(role))
     assert to_pbtxt(config) == (COMMITTED / MODEL_NAMES[role] / "config.pbtxt").read_text()
 
 
@@ -84,8 +91,8 @@ def test_a_committed_configuration_says_what_the_server_needs() -> None:
 def test_padded_configurations_batch_ordinary_tensors() -> None:
     """Rows `[B, D]`, and `[B]` through an empty reshape; nothing ragged."""
     settings = ExportSettings()
-    embedder = model_config(minilm_card("embedder"), settings, "padded", fixed_probe("embedder"))
-    reranker = model_config(minilm_card("reranker"), settings, "padded", fixed_probe("reranker"))
+    embedder = model_config(minilm_card("embedder"), settings, stamp("padded"), fixed_probe("embedder"))
+    reranker = model_config(minilm_card("reranker"), settings, stamp("padded"), fixed_probe("reranker"))
     assert list(embedder.output[0].dims) == [384]
     assert list(reranker.output[0].dims) == [1]
     assert reranker.output[0].HasField("reshape")
@@ -125,6 +132,15 @@ def test_a_model_folder_is_complete(exported: ExportSettings, tiny_embedder: Pat
     assert all(check["passed"] for check in record["checks"])
 
 
+def test_the_configuration_names_the_graph_beside_it(exported: ExportSettings) -> None:
+    """By the digest that the backend compares and by its precision."""
+    folder = exported.repository / "skill_embedder"
+    config = text_format.Parse((folder / "config.pbtxt").read_text(), ModelConfig())
+    digest = hashlib.sha256(f"model.onnx:{sha256_of(folder / '1' / 'model.onnx')}\n".encode()).hexdigest()
+    assert config.parameters["skillserve_graph_digest"].string_value == digest
+    assert config.parameters["skillserve_precision"].string_value == "fp32"
+
+
 def test_the_probe_is_answered_by_the_graph(exported: ExportSettings) -> None:
     """And by nothing else: other numbers are told apart."""
     folder = exported.repository / "skill_embedder"
@@ -161,6 +177,23 @@ def test_verify_refuses_a_folder_that_changed(tiny_embedder: Path, tmp_path: Pat
     victim.write_bytes(bytes(content))
     with pytest.raises(RepositoryError, match=name):
         verify_model(tiny_embedder, settings)
+
+
+def test_verify_refuses_a_graph_behind_a_link(tiny_embedder: Path, tmp_path: Path) -> None:
+    """The right content, but under a name that somebody else may change."""
+    settings = ExportSettings(repository=tmp_path / "models")
+    export_model(tiny_embedder, settings)
+    graph = settings.repository / "skill_embedder" / "1" / "model.onnx"
+    graph.rename(tmp_path / "elsewhere.onnx")
+    graph.symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(RepositoryError, match="symbolic link"):
+        verify_model(tiny_embedder, settings)
+
+
+def test_a_graph_beyond_the_limit_is_not_written(tiny_embedder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="--max-graph-gib"):
+        export_model(tiny_embedder, ExportSettings(repository=tmp_path / "models", max_graph_gib=1e-6))
+    assert not (tmp_path / "models" / "skill_embedder").exists()
 
 
 def test_verify_knows_the_padded_layout(tiny_reranker: Path, tmp_path: Path) -> None:

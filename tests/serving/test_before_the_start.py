@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -14,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from skillserve.errors import CardError, ConfigError, MissingExtraError, RepositoryError, ServerStartError
+from skillserve.graph_file import check_graph
+from skillserve.settings import ServeSettings
 from skillserve_serving import embedded, ownership
 from skillserve_serving.addresses import check_ports, connect_address, is_loopback, resolve
 from skillserve_serving.embedded import embedded_root, embedded_stub, lay_out_backends, shim_environment
@@ -25,7 +30,7 @@ from skillserve_serving.launcher import Triton
 from skillserve_serving.ownership import owned_name, sweep
 from skillserve_serving.repository import read_repository
 from skillserve_serving.serverlog import ServerLog
-from skillserve_serving.session import _options
+from skillserve_serving.session import _options, open_graph
 from skillserve_serving.spec import ModelSpec
 
 
@@ -68,6 +73,67 @@ def test_what_a_repository_lacks_is_named(repository: Path, tmp_path: Path) -> N
     (repository / "skill_embedder" / "card.json").unlink()
     with pytest.raises(CardError, match=r"card\.json"):
         read_repository(repository)
+
+
+def _record(folder: Path) -> None:
+    """`export.json` with what the served files are at this moment."""
+    digest = hashlib.sha256((folder / "1" / "model.onnx").read_bytes()).hexdigest()
+    (folder / "export.json").write_text(json.dumps({"files": {"1/model.onnx": digest, "card.json": "0" * 64}}))
+
+
+def _damage(graph: Path) -> None:
+    """One bit of one weight: the graph still loads, and answers wrongly."""
+    content = bytearray(graph.read_bytes())
+    table = next(tensor for tensor in onnx.load(graph).graph.initializer if tensor.name == "table")
+    content[content.index(table.raw_data) + 2] ^= 1
+    graph.write_bytes(bytes(content))
+
+
+def test_a_graph_that_changed_since_its_export_is_not_served(repository: Path) -> None:
+    folder = repository / "skill_embedder"
+    _record(folder)
+    read_repository(repository)
+    _damage(folder / "1" / "model.onnx")
+    with pytest.raises(RepositoryError, match="graph digest"):
+        read_repository(repository)
+    (folder / "export.json").write_text('{"files": []}')
+    with pytest.raises(RepositoryError, match="names no files"):
+        read_repository(repository)
+
+
+def test_a_graph_that_is_a_link_or_too_large_is_not_served(repository: Path, tmp_path: Path) -> None:
+    """Checked before a server starts, since the C++ backend checks nothing."""
+    with pytest.raises(RepositoryError, match="--max-graph-gib"):
+        read_repository(repository, max_graph_gib=1e-7)
+    graph = repository / "skill_embedder" / "1" / "model.onnx"
+    graph.rename(tmp_path / "elsewhere.onnx")
+    graph.symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(RepositoryError, match="symbolic link"):
+        Triton(ServeSettings(repository=repository))
+
+
+def test_a_plan_of_tensorrt_is_left_to_tensorrt(repository: Path) -> None:
+    folder = repository / "skill_embedder"
+    config = folder / "config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "tensorrt"'))
+    (folder / "1" / "model.plan").write_bytes(b"a plan")
+    assert len(read_repository(repository)) == 2
+
+
+def test_the_backend_loads_only_the_graph_that_its_configuration_names(repository: Path, toys: Any) -> None:
+    folder = repository / "skill_embedder" / "1"
+    digest = check_graph(folder / "model.onnx").digest()
+    parameters = toys.config()["parameters"] | {"skillserve_graph_digest": {"string_value": digest}}
+    spec = ModelSpec.from_config(toys.config(parameters=parameters))
+    assert spec.graph_digest == digest
+    open_graph(spec, folder)
+    _damage(folder / "model.onnx")
+    open_graph(ModelSpec.from_config(toys.config()), folder)  # nobody says what it must be
+    with pytest.raises(RepositoryError, match="graph digest"):
+        open_graph(spec, folder)
+    parameters["skillserve_graph_digest"] = {"string_value": "sha"}
+    with pytest.raises(RepositoryError, match="64 hexadecimal digits"):
+        ModelSpec.from_config(toys.config(parameters=parameters))
 
 
 def test_no_folder_of_a_repository_is_left_out_in_silence(repository: Path) -> None:

@@ -1,0 +1,61 @@
+"""Scorers: whatever turns token sequences into rows, in process or behind a socket, behind one protocol.
+
+A gate compares two of them and need not know what they are. Rooms that may not import each other meet here: the one
+that talks to a server is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from skillserve.card import ModelCard
+from skillserve.lazy import load_target
+from skillserve.settings import ClientSettings
+from skillserve.tensors import Ids, Precision
+
+__all__ = ["Progress", "Rows", "Scorer", "open_server"]
+
+Rows = npt.NDArray[np.float32]
+"""Embeddings `[n, D]` or scores `[n]`."""
+
+Progress = Callable[[int], object]
+"""Called with the number of sequences that were just scored."""
+
+_SERVER = "skillserve_client.scorer:open_scorer"
+
+
+class Scorer(Protocol):
+    """A model that runs somewhere."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """In which numbers it computes."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What a report says of it: digests, versions, address."""
+        ...
+
+    def score(self, sequences: Sequence[Ids], *, progress: Progress | None = None) -> Rows:
+        """Rows in the order of the sequences."""
+        ...
+
+
+def open_server(card: ModelCard, settings: ClientSettings) -> AbstractContextManager[Scorer]:
+    """The model of this card on a running server.
+
+    Raises MissingExtraError without the client, RepositoryError if the server runs another model, and ServerError.
+    """
+    opener = load_target(_SERVER, extra="client", subject=f"server at {settings.url}")
+    return cast("Callable[[ModelCard, ClientSettings], AbstractContextManager[Scorer]]", opener)(card, settings)

@@ -1,0 +1,87 @@
+"""Graphs in this process as scorers (`skillserve.scoring`): the candidate that is judged, and its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+
+from skillserve.card import ModelCard
+from skillserve.scoring import Progress, Rows
+from skillserve.tensors import Ids, Precision, token_budget_batches
+from skillserve_export.parity import ServedGraph, StockGraph
+
+__all__ = ["GraphScorer", "StockScorer"]
+
+_BATCH_TOKENS = 8_192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphScorer:
+    """A graph of a servable layout."""
+
+    graph: ServedGraph
+    card: ModelCard
+    layout: str
+    precision: Precision
+    graph_digest: str
+
+    @property
+    def name(self) -> str:
+        """Layout, precision and model."""
+        return f"{self.layout} {self.precision} graph of `{self.card.name}`"
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What it is, and on what it runs."""
+        return {
+            "runtime": f"onnxruntime {version('onnxruntime')}",
+            "digest": self.card.digest,
+            "graph_digest": self.graph_digest,
+            "layout": self.layout,
+        }
+
+    def score(self, sequences: Sequence[Ids], *, progress: Progress | None = None) -> Rows:
+        """Rows in the order of the sequences."""
+        return _in_batches(self.graph.run, sequences, progress)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StockScorer:
+    """Optimum's stock export in float32."""
+
+    graph: StockGraph
+    separator: int
+    """Token that splits the pairs of a reranker."""
+    precision: Precision = "fp32"
+
+    @property
+    def name(self) -> str:
+        """Whose export it is."""
+        return f"stock fp32 export of `{self.graph.card.name}`"
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What it is, and on what it runs."""
+        return {"runtime": f"onnxruntime {version('onnxruntime')}", "digest": self.graph.card.digest}
+
+    def score(self, sequences: Sequence[Ids], *, progress: Progress | None = None) -> Rows:
+        """Rows in the order of the sequences."""
+        return _in_batches(lambda batch: self.graph.run(batch, self.separator), sequences, progress)
+
+
+def _in_batches(run: Callable[[Sequence[Ids]], Rows], sequences: Sequence[Ids], progress: Progress | None) -> Rows:
+    """Run in order of length, so that little is padded where the layout pads; rows come home to their places."""
+    lens = [len(sequence) for sequence in sequences]
+    order = np.argsort(lens, kind="stable")
+    parts = []
+    for cut in token_budget_batches([lens[i] for i in order], max_tokens=_BATCH_TOKENS):
+        parts.append(run([sequences[i] for i in order[cut]]))
+        if progress:
+            progress(len(parts[-1]))
+    rows = np.concatenate(parts)
+    home = np.empty_like(rows)
+    home[order] = rows
+    return home

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from skillserve.fusion import FirstStageWeights
 from skillserve_client.bundle import Bundle
 from skillserve_client.calibration import EMBED_DEPTH, Curve, StageName, describe
 from skillserve_client.corpus import Candidates
@@ -26,16 +27,18 @@ class Verdict:
         return None if self.hit is None else float(self.hit.probabilities({"score": score}))
 
 
-def judge(bundle: Bundle, scores: Floats, candidates: Candidates, *, lexical_weight: float, abstain: bool) -> Verdict:
+def judge(
+    bundle: Bundle, scores: Floats, candidates: Candidates, *, weights: FirstStageWeights, abstain: bool
+) -> Verdict:
     """Judge a search by the stage that it ended in: reranked if there are `scores`, else embed-only.
 
-    Without a calibration, or at another rerank depth or lexical weight than the calibrated one, there is no
+    Without a calibration, or at another rerank depth or other first-stage weights than the calibrated ones, there is no
     probability; whoever wants answers to abstain is told why they do not.
     """
     if bundle.calibration is None:
         return _unsure("this bundle is not calibrated (skillserve calibrate)", abstain=abstain)
-    if (calibrated := bundle.calibration.lexical_weight) != lexical_weight:
-        return _unsure(f"calibrated for lexical weight {calibrated:g}, not {lexical_weight:g}", abstain=abstain)
+    if (calibrated := bundle.calibration.weights) != weights:
+        return _unsure(f"calibrated for the weights {calibrated}, not {weights}", abstain=abstain)
     stage_name: StageName = "rerank" if len(scores) else "embed"
     stage = bundle.calibration.stages[stage_name]
     considered = scores if len(scores) else candidates.scores[:EMBED_DEPTH]

@@ -12,6 +12,7 @@ import numpy as np
 from skillserve.console import progress, talk
 from skillserve.errors import BundleError, CatalogueError
 from skillserve.framing import RerankerTokens, mend
+from skillserve.fusion import FirstStageWeights
 from skillserve.lexical import LexicalIndex
 from skillserve.records import Skill
 from skillserve.settings import IndexSettings, SearchSettings
@@ -82,18 +83,19 @@ def build_bundle(
     is untouched by any of them.
     """
     index = index or IndexSettings()
+    weights = FirstStageWeights.of(index)
     live_before = live_version(index.bundles)  # before the catalogue is read, so that an older one cannot win
     skills = [_mended(skill, catalogue) for skill in read_skills(catalogue)]
     judged = read_judged(queries, qrels) if queries else None
     sources = read_sources(index.models, triton)
     digest = catalogue_digest(skills)
     live = _live(index.bundles)
-    if not force and live is not None and _is_current(live, digest, sources, judged, index.lexical_weight):
+    if not force and live is not None and _is_current(live, digest, sources, judged, weights):
         return Built(
             manifest=live.manifest, quality=live.quality, current=True, calibrated=live.calibration is not None
         )
 
-    corpus = _corpus(skills, sources, triton, index.lexical_weight)
+    corpus = _corpus(skills, sources, triton, weights)
     quality = measure(corpus, judged, triton, search or SearchSettings(), progress) if judged else None
     files = {INDEX_FILE: corpus.index.to_bytes(), SKILLS_FILE: corpus.skills.to_bytes()}
     files |= {EMBEDDER_CARD: sources["embedder"].card_json, EMBEDDER_TOKENIZER: sources["embedder"].tokenizer_json}
@@ -103,7 +105,7 @@ def build_bundle(
         files[LEXICAL_FILE] = corpus.lexical.to_bytes()
     if quality is not None:
         files[QUALITY_FILE] = (quality.model_dump_json(indent=2) + "\n").encode()
-    files |= _calibration(live, digest, sources, index.lexical_weight)
+    files |= _calibration(live, digest, sources, weights)
     require_unchanged(sources, triton)
     with locked(index.bundles):
         if not force and (live_now := live_version(index.bundles)) != live_before:
@@ -123,15 +125,17 @@ def build_bundle(
                 role: ModelEntry(digest=source.card.digest, served_version=source.served.version)
                 for role, source in sources.items()
             },
-            lexical_weight=index.lexical_weight,
+            weights=weights,
         )
         remove_old(index.bundles, keep=index.keep, always=frozenset({manifest.version, manifest.parent}))
     return Built(manifest=manifest, quality=quality, current=False, calibrated=CALIBRATION_FILE in files)
 
 
-def _corpus(skills: Sequence[Skill], sources: dict[Role, Source], triton: Inference, lexical_weight: float) -> Corpus:
+def _corpus(
+    skills: Sequence[Skill], sources: dict[Role, Source], triton: Inference, weights: FirstStageWeights
+) -> Corpus:
     # First of all, since it is soon told where bm25s is not installed.
-    lexical = LexicalIndex.build([skill_text(skill) for skill in skills]) if lexical_weight else None
+    lexical = LexicalIndex.build([skill_text(skill) for skill in skills]) if weights.lexical else None
     embedder = embedder_tokens(sources["embedder"].card, sources["embedder"].tokenizer_json)
     reranker: RerankerTokens | None = None
     if "reranker" in sources:
@@ -144,7 +148,7 @@ def _corpus(skills: Sequence[Skill], sources: dict[Role, Source], triton: Infere
         embedder=embedder,
         reranker=reranker,
         lexical=lexical,
-        lexical_weight=lexical_weight,
+        weights=weights,
     )
 
 
@@ -187,7 +191,7 @@ def _live(root: Path) -> Bundle | None:
 
 
 def _calibration(
-    live: Bundle | None, digest: str, sources: dict[Role, Source], lexical_weight: float
+    live: Bundle | None, digest: str, sources: dict[Role, Source], weights: FirstStageWeights
 ) -> dict[str, bytes]:
     """The live bundle's calibration, where it holds for the new one too; if it does not, that is said."""
     if live is None or live.calibration is None:
@@ -195,7 +199,7 @@ def _calibration(
     same = {
         "models": live.digests == {role: source.card.digest for role, source in sources.items()},
         "catalogue": live.manifest.catalogue_digest == digest,
-        "lexical weight": live.manifest.lexical_weight == lexical_weight,
+        "first-stage weights": live.manifest.weights == weights,
     }
     if all(same.values()):
         return {CALIBRATION_FILE: (live.calibration.model_dump_json(indent=2) + "\n").encode()}
@@ -208,14 +212,14 @@ def _calibration(
 
 
 def _is_current(
-    live: Bundle, digest: str, sources: dict[Role, Source], judged: Judged | None, lexical_weight: float
+    live: Bundle, digest: str, sources: dict[Role, Source], judged: Judged | None, weights: FirstStageWeights
 ) -> bool:
     measured = judged is None or (live.quality is not None and live.quality.queries_digest == judged.digest)
     models = {role: source.card.digest for role, source in sources.items()}
     return (
         measured
         and live.manifest.catalogue_digest == digest
-        and live.manifest.lexical_weight == lexical_weight
+        and live.manifest.weights == weights
         and live.digests == models
         # The digest covers the tokenizer of the weights; this asks for the bytes that were served with them.
         and all(

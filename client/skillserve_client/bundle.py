@@ -22,7 +22,9 @@ from pydantic import ValidationError
 from skillserve.card import ModelCard
 from skillserve.errors import BundleError
 from skillserve.framing import RerankerTokens
+from skillserve.fusion import PLAIN, FirstStageWeights
 from skillserve.lexical import LexicalIndex
+from skillserve.parts import PART_FORMAT
 from skillserve.publish import published_folder, write_text
 from skillserve.tensors import Role
 from skillserve.text import TEXT_FORMAT
@@ -86,7 +88,7 @@ def publish(
     dim: int,
     catalogue: str,
     models: Mapping[Role, ModelEntry],
-    lexical_weight: float = 0.0,
+    weights: FirstStageWeights = PLAIN,
 ) -> Manifest:
     """Write a new version under `root` and make it the live one; `catalogue` is the digest of the skills.
 
@@ -103,7 +105,8 @@ def publish(
             parent=live_version(root),
             num_skills=num_skills,
             dim=dim,
-            lexical_weight=lexical_weight,
+            lexical_weight=weights.lexical,
+            part_weight=weights.parts,
             text_format=TEXT_FORMAT,
             catalogue_digest=catalogue,
             models=dict(models),
@@ -198,9 +201,16 @@ def _read_manifest(path: Path, anchor: Pointer | None) -> Manifest:
         raise _damaged(path, "no digest of the embedder", "the model that the index was built with")
     if anchor is not None and manifest.version != anchor.version:
         raise _damaged(path, f"version {manifest.version}", f"{anchor.version}, as {CURRENT} says")
+    _require_formats(path, manifest)
+    return manifest
+
+
+def _require_formats(path: Path, manifest: Manifest) -> None:
+    """Refuse a bundle that was made from, or measured with, texts that this version makes otherwise."""
     if manifest.text_format != TEXT_FORMAT:
         raise _damaged(path, f"text format {manifest.text_format}", TEXT_FORMAT)
-    return manifest
+    if manifest.part_weight and manifest.part_format != PART_FORMAT:
+        raise _damaged(path, f"part format {manifest.part_format}", PART_FORMAT)
 
 
 def _read_verified(path: Path, entry: FileEntry) -> bytes:
@@ -247,7 +257,7 @@ def _assemble(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -
         embedder=embedder_tokens(embedder, contents[EMBEDDER_TOKENIZER]),
         reranker=reranker,
         lexical=lexical,
-        lexical_weight=manifest.lexical_weight,
+        weights=manifest.weights,
     )
     return Bundle(folder=folder, manifest=manifest, corpus=corpus, quality=quality, calibration=calibration)
 
@@ -279,10 +289,8 @@ def _read_calibration(path: Path, content: bytes, manifest: Manifest) -> Calibra
         raise _damaged(
             path, f"a calibration of catalogue {calibration.catalogue_digest[:12]}", manifest.catalogue_digest[:12]
         )
-    if calibration.lexical_weight != manifest.lexical_weight:
-        raise _damaged(
-            path, f"a calibration with lexical weight {calibration.lexical_weight:g}", f"{manifest.lexical_weight:g}"
-        )
+    if calibration.weights != manifest.weights:
+        raise _damaged(path, f"a calibration with the weights {calibration.weights}", str(manifest.weights))
     for role, entry in manifest.models.items():
         if calibration.models.get(role) != entry.digest:
             found = calibration.models.get(role, "no such model")[:13]

@@ -96,6 +96,7 @@ def calibrate_bundle(
         catalogue_digest=live.manifest.catalogue_digest,
         models=live.digests,
         lexical_weight=live.manifest.lexical_weight,
+        part_weight=live.manifest.part_weight,
         none_share=settings.none_share,
         left_out_share=settings.left_out_share,
         false_injection=settings.false_injection,
@@ -136,7 +137,7 @@ def _publish(live: Bundle, calibration: Calibration, index: IndexSettings) -> Ma
             dim=live.manifest.dim,
             catalogue=live.manifest.catalogue_digest,
             models=live.manifest.models,
-            lexical_weight=live.manifest.lexical_weight,
+            weights=live.manifest.weights,
         )
         remove_old(root, keep=index.keep, always=frozenset({manifest.version, manifest.parent}))
     return manifest

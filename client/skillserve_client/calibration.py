@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from skillserve.fusion import FirstStageWeights
 from skillserve.tensors import Role
 from skillserve_client.manifest import Record, Sha256
 
@@ -201,7 +202,8 @@ class Calibration(Record):
     models: dict[Role, Sha256]
     """Digests; scores of other models, or of another catalogue, mean something else."""
     lexical_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Of the first stage whose scores these are."""
+    """Of the first stage whose scores these are, as the next."""
+    part_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     none_share: Inner
     """Assumed share of requests that no skill fits: the prior of every probability here."""
     left_out_share: Share
@@ -213,6 +215,11 @@ class Calibration(Record):
     num_answerable: int = Field(ge=1)
     num_none: int = Field(ge=1)
     stages: dict[StageName, StageCalibration]
+
+    @property
+    def weights(self) -> FirstStageWeights:
+        """Both weights of the first stage."""
+        return FirstStageWeights.of(self)
 
     @model_validator(mode="after")
     def _has_its_stages(self) -> Self:

@@ -132,6 +132,7 @@ def _show_built(built: Built, root: Path, *, as_json: bool) -> None:
             "num_skills": manifest.num_skills,
             "dim": manifest.dim,
             "lexical_weight": manifest.lexical_weight,
+            "part_weight": manifest.part_weight,
             "digests": {role: entry.digest for role, entry in manifest.models.items()},
             "quality": built.quality.model_dump() if built.quality else None,
             "calibrated": built.calibrated,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from skillserve.errors import ConfigError
-from skillserve.framing import EmbedderTokens, RerankerTokens
-from skillserve.fusion import blend, fuse
+from skillserve.framing import CutText, EmbedderTokens, RerankerTokens
+from skillserve.fusion import PLAIN, FirstStageWeights, blend, fuse
 from skillserve.lexical import LexicalIndex
+from skillserve.settings import SearchSettings
 from skillserve.tensors import Ids
 from skillserve_client.index import FlatIndex, Rows
 from skillserve_client.table import SkillTable
@@ -21,14 +22,14 @@ __all__ = ["Candidates", "Corpus"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """What the first stage found for one request: its best K skills, and the K nearest, which hybrid search parts."""
+    """What the first stage found for one request: its best K skills, and the K nearest, others where it has weights."""
 
     rows: Rows
-    """`[K]`, by first-stage score; equal ones by row."""
+    """`[K]`, by first-stage score; equal ones by similarity, then by row."""
     scores: Floats
     """`[K]`, first-stage scores."""
     similarities: Floats
-    """`[K]`, of the same skills."""
+    """`[K]`, of the same skills with the whole request."""
     nearest_rows: Rows
     """`[K]`, by similarity; equal ones by row."""
     nearest: Floats
@@ -44,11 +45,12 @@ class Corpus:
     embedder: EmbedderTokens
     reranker: RerankerTokens | None
     lexical: LexicalIndex | None = None
-    lexical_weight: float = 0.0
-    """What the first stage weighs lexical scores with, unless a search says otherwise."""
+    weights: FirstStageWeights = PLAIN
+    """Those of the first stage, unless a search says otherwise."""
 
-    def weight(self, wanted: float | None) -> float:
-        """The lexical weight of a search that wants this one; ConfigError for more than 0 without a lexical index."""
+    def chosen(self, settings: SearchSettings) -> FirstStageWeights:
+        """The first stage's weights in a search; ConfigError for a lexical one without a lexical index."""
+        wanted = settings.lexical_weight
         if wanted and self.lexical is None:
             raise ConfigError(
                 "setting lexical_weight",
@@ -56,23 +58,37 @@ class Corpus:
                 wanted="0, or a hybrid bundle",
                 fix=f"Build one: skillserve index CATALOGUE --lexical-weight {wanted:g}",
             )
-        return self.lexical_weight if wanted is None else wanted
+        return FirstStageWeights(
+            lexical=self.weights.lexical if wanted is None else wanted,
+            parts=self.weights.parts if settings.part_weight is None else settings.part_weight,
+        )
 
-    def candidates(self, vectors: Floats, texts: Sequence[str], k: int, lexical_weight: float) -> list[Candidates]:
-        """The first stage for Q requests, embedded `[Q, D]` and as texts: K = min(k, N) candidates of each.
+    def read(self, texts: Sequence[str], weights: FirstStageWeights) -> list[list[CutText]]:
+        """What is embedded of each request: itself and, where they weigh something, its parts. QueryError."""
+        return self.embedder.queries_and_parts(texts, parts=weights.parts > 0)
 
-        With a weight every skill of the catalogue is scored, so that words alone can make a skill a candidate.
+    def candidates(
+        self, vectors: Sequence[Floats], texts: Sequence[str], k: int, weights: FirstStageWeights
+    ) -> list[Candidates]:
+        """The first stage for Q requests, as texts and embedded as they were read: K = min(k, N) candidates of each.
+
+        The vectors of a request are `[1 + P, D]`, those of its parts behind its own. With a weight every skill of the
+        catalogue is scored, so that words or a part alone can make a skill a candidate.
         """
-        if self.lexical is None or not lexical_weight:
+        if weights == PLAIN:
+            whole = np.stack([rows[0] for rows in vectors])
             return [
                 Candidates(rows=rows, scores=near, similarities=near, nearest_rows=rows, nearest=near)
-                for near, rows in zip(*self.index.search(vectors, k), strict=True)
+                for near, rows in zip(*self.index.search(whole, k), strict=True)
             ]
         found = []
-        for vector, text in zip(vectors, texts, strict=True):
-            near = self.index.similarities(vector)
-            scores = blend(near, self.lexical.scores(text), lexical_weight)
-            rows, nearest = (np.argsort(-order, kind="stable")[:k] for order in (scores, near))
+        for embedded, text in zip(vectors, texts, strict=True):
+            similarities = self.index.similarities(embedded)
+            near, words = similarities[0], self.lexical.scores(text) if self.lexical and weights.lexical else None
+            scores = blend(similarities, words, weights)
+            nearest = np.argsort(-near, kind="stable")[:k]
+            # By similarity, too: a weighted sum may round two of them to one score.
+            rows = np.lexsort((-near, -scores))[:k]
             found.append(
                 Candidates(
                     rows=rows,

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from skillserve.fusion import FirstStageWeights
+from skillserve.parts import PART_FORMAT
 from skillserve.records import Skill
 from skillserve.tensors import Role
 
@@ -95,10 +97,19 @@ class Manifest(Record):
     index_kind: Literal["flat"] = "flat"
     lexical_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of lexical scores in the first stage, see `skillserve.fusion.blend`; 0 without a lexical index."""
+    part_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of a request's parts there."""
+    part_format: str = PART_FORMAT
+    """How requests were taken apart when the bundle was measured; bundles from before there were parts weigh none."""
     text_format: str
     catalogue_digest: Sha256
     models: dict[Role, ModelEntry]
     files: dict[str, FileEntry]
+
+    @property
+    def weights(self) -> FirstStageWeights:
+        """Both weights of the first stage."""
+        return FirstStageWeights.of(self)
 
 
 class Pointer(Record):

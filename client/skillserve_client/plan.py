@@ -74,7 +74,7 @@ def proceed(plan: Plan, outcome: Floats | SkillserveError | None) -> Step | Answ
 def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
     """The steps of one search. Raises QueryError for a blank query, and the server's error if embedding fails.
 
-    ConfigError for a lexical weight that the bundle cannot serve.
+    ConfigError for a lexical weight that the bundle cannot serve. A request and its parts are embedded together.
 
     The deadline bounds both inferences. A reranking that would pass it is left out; without an embedding there is
     nothing to answer with, which is DeadlineExceeded.
@@ -82,20 +82,20 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
     corpus, watch = bundle.corpus, _Stopwatch()
     deadline = None if settings.deadline_ms is None else watch.started + settings.deadline_ms / 1000
     depth, reason = choose_depth(bundle, settings.rerank_depth)
-    lexical_weight = corpus.weight(settings.lexical_weight)
-    read = corpus.embedder.query(query)
+    weights = corpus.chosen(settings)
+    ((read, *parts),) = corpus.read([query], weights)
     pair_side = corpus.reranker.query(query) if corpus.reranker is not None and depth else None
     notes = [*([reason] if reason else []), *_truncation(read, pair_side)]
     watch.lap("tokenise")
 
     try:
-        vectors = yield Step("embedder", [read.ids], deadline)
+        vectors = yield Step("embedder", [cut.ids for cut in (read, *parts)], deadline)
     except DeadlineExceeded as error:
         raise (error if deadline is None else _too_late("embedding the request", error.got)) from error
     watch.lap("embed")
 
     most = max(settings.candidates, settings.top_k, depth, NUM_BACKGROUND)
-    (candidates,) = corpus.candidates(vectors, [query], most, lexical_weight)
+    (candidates,) = corpus.candidates([vectors], [query], most, weights)
     watch.lap("candidates")
 
     status: Literal["ok", "degraded", "abstained"] = "ok"
@@ -112,7 +112,7 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
         watch.lap("rerank")
     reranked = len(scores) > 0
     took_part: tuple[Role, ...] = ("embedder", "reranker") if reranked else ("embedder",)
-    verdict = judge(bundle, scores, candidates, lexical_weight=lexical_weight, abstain=settings.abstain)
+    verdict = judge(bundle, scores, candidates, weights=weights, abstain=settings.abstain)
     notes += verdict.notes
     hits = _hits(bundle, candidates, scores, verdict, settings.top_k)
     if verdict.abstains:

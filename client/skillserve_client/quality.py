@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from skillserve.console import Bar
 from skillserve.errors import CatalogueError
 from skillserve.metrics import evaluate
 from skillserve.records import Qrels, Query
@@ -18,6 +16,7 @@ from skillserve.settings import SearchSettings
 from skillserve.skillfile import read_qrels, read_queries
 from skillserve.tensors import Ids
 from skillserve_client.corpus import Candidates, Corpus
+from skillserve_client.embedding import Bars, embed_requests
 from skillserve_client.manifest import Quality
 from skillserve_client.plan import DEFAULT_DEPTH, order_reranked
 from skillserve_client.wire import Inference
@@ -29,8 +28,6 @@ _QUERIES_AT_ONCE = 32
 """Requests whose pairs are in memory together."""
 
 _METRICS = (f"ndcg@{K}", f"recall@{K}", f"completeness@{K}")
-
-Progress = Callable[[str, int], AbstractContextManager[Bar]]
 
 
 class Judged:
@@ -58,7 +55,7 @@ def read_judged(queries: Path, qrels: Path | None) -> Judged:
     return judged
 
 
-def measure(corpus: Corpus, judged: Judged, triton: Inference, settings: SearchSettings, progress: Progress) -> Quality:
+def measure(corpus: Corpus, judged: Judged, triton: Inference, settings: SearchSettings, progress: Bars) -> Quality:
     """Both stages through the real server, with the candidates that a search would take.
 
     A reranker is measured even where settings turn it off, so that the choice rests on figures; depth 0 therefore
@@ -75,10 +72,8 @@ def measure(corpus: Corpus, judged: Judged, triton: Inference, settings: SearchS
         )
     texts = [query.text for query in judged.queries]
     depth = settings.rerank_depth or DEFAULT_DEPTH
-    with progress("embedding requests", len(texts)) as bar:
-        sequences = [read.ids for read in corpus.embedder.queries(texts)]
-        vectors = triton.infer("embedder", sequences, progress=bar.advance)
-    found = corpus.candidates(vectors, texts, max(settings.candidates, depth, K), corpus.lexical_weight)
+    vectors = embed_requests(corpus, texts, triton, progress)
+    found = corpus.candidates(vectors, texts, max(settings.candidates, depth, K), corpus.weights)
     first = [[ids[row] for row in candidates.rows.tolist()] for candidates in found]
     first_stage = _figures(judged, first)
     two_stage: dict[str, float] | None = None
@@ -103,7 +98,7 @@ def _reranked(
     depth: int,
     first: Sequence[Sequence[str]],
     triton: Inference,
-    progress: Progress,
+    progress: Bars,
 ) -> list[list[str]]:
     if corpus.reranker is None:
         raise ValueError("this corpus has no reranker")

@@ -10,27 +10,25 @@ out included, which makes the others' first-stage scores a little low.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from skillserve.console import Bar
 from skillserve.errors import RequestRejected
 from skillserve.tensors import Ids
 from skillserve_client.bundle import Bundle
 from skillserve_client.calibration import NUM_BACKGROUND, Doubles, Feature, StageName, describe
 from skillserve_client.corpus import Candidates
+from skillserve_client.embedding import Bars, embed_requests
 from skillserve_client.wire import Floats, Inference
 
 __all__ = ["Asked", "Outcome", "Samples", "Scored", "Weights", "sample", "score_requests"]
 
 Bools = npt.NDArray[np.bool_]
 Outcome = Literal["answerable", "none", "left out"]
-Progress = Callable[[str, int], AbstractContextManager[Bar]]
 
 _QUERIES_AT_ONCE = 32
 """Requests whose pairs are in memory together."""
@@ -148,7 +146,7 @@ def sample(scored: Sequence[Scored], stage: StageName, depth: int) -> Samples:
 
 
 def score_requests(
-    bundle: Bundle, asked: Sequence[Asked], triton: Inference, depth: int, progress: Progress
+    bundle: Bundle, asked: Sequence[Asked], triton: Inference, depth: int, progress: Bars
 ) -> list[Scored]:
     """Ask both models about every request, against the bundle's whole catalogue; `depth` 0 leaves the reranker out.
 
@@ -156,11 +154,10 @@ def score_requests(
     RequestRejected for scores that are no numbers.
     """
     corpus, texts = bundle.corpus, [request.text for request in asked]
-    sequences = [read.ids for read in corpus.embedder.queries(texts)]
-    with progress("embedding requests", len(texts)) as bar:
-        vectors = triton.infer("embedder", sequences, progress=bar.advance, digest=bundle.digests["embedder"])
+    vectors = embed_requests(corpus, texts, triton, progress, digest=bundle.digests["embedder"])
+    _finite(np.concatenate(vectors), "embeddings")
     most = max(depth, NUM_BACKGROUND) + max(len(request.golds) for request in asked)
-    candidates = corpus.candidates(_finite(vectors, "embeddings"), texts, most, corpus.lexical_weight)
+    candidates = corpus.candidates(vectors, texts, most, corpus.weights)
     scores: Iterable[Floats] = [np.empty(0, np.float32)] * len(asked)
     if depth:
         depths = [depth + len(request.golds) for request in asked]
@@ -184,7 +181,7 @@ def _reranked(
     candidates: Sequence[Candidates],
     depths: Sequence[int],
     triton: Inference,
-    progress: Progress,
+    progress: Bars,
 ) -> list[Floats]:
     corpus = bundle.corpus
     if corpus.reranker is None:

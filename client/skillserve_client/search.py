@@ -46,7 +46,7 @@ class _Search:
         self.bundle = bundle
         self.settings = settings or SearchSettings()
         depth, _ = choose_depth(bundle, self.settings.rerank_depth)
-        bundle.corpus.weight(self.settings.lexical_weight)  # refused before anything is asked
+        bundle.corpus.chosen(self.settings)  # refused before anything is asked
         self._roles: tuple[Role, ...] = ("embedder", "reranker") if depth else ("embedder",)
 
     def _with(self, top_k: int | None, deadline_ms: float | None) -> SearchSettings:

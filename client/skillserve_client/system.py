@@ -9,6 +9,7 @@ from pathlib import Path
 
 from skillserve.console import progress, talk
 from skillserve.errors import BundleError, ServerError
+from skillserve.fusion import FirstStageWeights
 from skillserve.records import Answer, Query, Run, Skill
 from skillserve.runs import by_rank
 from skillserve.settings import ClientSettings, SearchSettings, Settings
@@ -98,11 +99,9 @@ def open_served(bundles: str, settings: Settings) -> ServedSystem:
     system = ServedSystem(f"server:{bundles}", bundle, settings.client, settings.evaluate.rerank_depth)
     with Triton(settings.client) as triton:
         Searcher(bundle, triton, SearchSettings(rerank_depth=system.rerank_depth))
-    served, in_process = bundle.manifest.lexical_weight, settings.evaluate.lexical_weight
+    served, in_process = bundle.manifest.weights, FirstStageWeights.of(settings.evaluate)
     if served != in_process:
-        talk(
-            f"{system.name} ranks with its bundle's lexical weight {served:g}, weights in process with {in_process:g}."
-        )
+        talk(f"{system.name} ranks with its bundle's weights ({served}), systems in process with ({in_process}).")
     _, reason = choose_depth(bundle, system.rerank_depth)
     if reason is not None:
         talk(f"{system.name} is {reason}.")

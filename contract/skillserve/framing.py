@@ -19,6 +19,7 @@ import numpy as np
 
 from skillserve.card import ModelCard
 from skillserve.errors import CardError, QueryError
+from skillserve.parts import request_parts
 from skillserve.records import Skill
 from skillserve.tensors import Ids
 from skillserve.text import Frame, Piece, document_text, query_text, skill_text
@@ -210,22 +211,43 @@ class EmbedderTokens:
 
     def queries(self, texts: Sequence[str]) -> list[CutText]:
         """Framed ids of many requests."""
-        cuts = self._texts.cut("text", [query_text(self.card.query_prompt, text) for text in texts], self._most_query)
-        for text, cut in zip(texts, cuts, strict=True):
-            # A prompt that ends in a blank gives it away to the first word, so the whole may be no longer than it.
-            if not text.strip() or (cut.num_tokens <= self._num_prompt and not self._texts.count(text.strip())):
+        return [whole for (whole,) in self.queries_and_parts(texts, parts=False)]
+
+    def queries_and_parts(self, texts: Sequence[str], *, parts: bool) -> list[list[CutText]]:
+        """Framed ids of many requests, and where `parts` are wanted those of each one's parts behind it.
+
+        A part is read as a request is, prompt included; one that the tokenizer finds nothing in is left out.
+        """
+        pieces = [(text, *(request_parts(text) if parts else ())) for text in texts]
+        cuts = iter(self._read([piece for of_one in pieces for piece in of_one]))
+        found = []
+        for of_one in pieces:
+            whole, *others = (next(cuts) for _ in of_one)
+            if whole is None:
                 raise QueryError(
                     "request",
-                    got=f"{text[:40]!r}, which holds no readable text",
+                    got=f"{of_one[0][:40]!r}, which holds no readable text",
                     wanted="a request in words",
                     fix="Say what the skill should do: skillserve search 'resize images in a folder'",
                 )
-        return [self._framed(cut) for cut in cuts]
+            found.append([whole, *(part for part in others if part is not None)])
+        return found
 
     def skills(self, skills: Sequence[Skill]) -> list[Ids]:
         """Framed ids of skills, each cut so that the frame fits into the card's max_tokens."""
         texts = [document_text(self.card.document_prompt, skill) for skill in skills]
         return [self._framed(cut).ids for cut in self._texts.cut("text", texts, self.room)]
+
+    def _read(self, texts: Sequence[str]) -> list[CutText | None]:
+        """Framed ids of each text behind the query prompt; None for one without readable text."""
+        cuts = self._texts.cut("text", [query_text(self.card.query_prompt, text) for text in texts], self._most_query)
+        return [
+            # A prompt that ends in a blank gives it away to the first word, so the whole may be no longer than it.
+            None
+            if not text.strip() or (cut.num_tokens <= self._num_prompt and not self._texts.count(text.strip()))
+            else self._framed(cut)
+            for text, cut in zip(texts, cuts, strict=True)
+        ]
 
     def _framed(self, cut: CutText) -> CutText:
         return CutText(

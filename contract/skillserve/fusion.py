@@ -1,41 +1,85 @@
 """Scores that are sums, each added up in one place only: a second one would rank differently from what was measured.
 
-    first-stage score = similarity + lexical_weight · lexical / its maximum for the request    `blend`
-    final score       = logit + similarity_weight · first-stage score                          `fuse`
+    first-stage score = similarity
+                        + part weight · largest similarity of any part of the request
+                        + lexical weight · lexical / its maximum for the request           `blend`
+    final score       = logit + similarity weight · first-stage score                      `fuse`
 
-Training chooses the similarity weight on held-out data and writes it into the reranker's card; the lexical weight
-stands in the bundle.
+Training chooses the similarity weight on held-out data and writes it into the reranker's card; the first stage's
+weights stand in the bundle.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol, Self
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["blend", "fuse"]
+__all__ = ["PLAIN", "FirstStageWeights", "blend", "fuse"]
 
 Floats = npt.NDArray[np.float32]
 
 
-def blend(similarities: Floats, lexical: Floats, lexical_weight: float) -> Floats:
-    """First-stage scores `[N]` float32 of one request: similarity + lexical_weight · lexical / max(lexical).
+class _Weighted(Protocol):
+    """Settings, or a record on disk."""
 
-    N is the whole catalogue, since the maximum of a part would be another one. With weight 0, or where no skill has a
-    word of the request, they are the similarities, bit for bit. Raises ValueError if the two are not of one shape.
+    @property
+    def lexical_weight(self) -> float: ...
+
+    @property
+    def part_weight(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstStageWeights:
+    """What the first stage adds to the similarity of a request."""
+
+    lexical: float = 0.0
+    """Of lexical scores."""
+    parts: float = 0.0
+    """Of the largest similarity of any part of the request."""
+
+    @classmethod
+    def of(cls, weighted: _Weighted) -> Self:
+        """The weights that settings or a record name."""
+        return cls(lexical=weighted.lexical_weight, parts=weighted.part_weight)
+
+    def __str__(self) -> str:
+        return f"lexical {self.lexical:g}, parts {self.parts:g}"
+
+
+PLAIN = FirstStageWeights()
+"""First-stage scores are similarities."""
+
+
+def blend(similarities: Floats, lexical: Floats | None, weights: FirstStageWeights) -> Floats:
+    """First-stage scores `[N]` float32 of one request, from similarities `[1 + P, N]` and lexical scores `[N]`.
+
+    The first row is the whole request's, the others are its parts'. A request without parts counts as its own part, so
+    that scores of short and long requests compare. N is the whole catalogue, since a share of it would have another
+    maximum. A weight of 0, and lexical scores that are all 0, leave the rest as it is, bit for bit.
+
+    Raises ValueError if the two do not pair up, or if there are no lexical scores for their weight.
     """
-    if lexical.shape != similarities.shape:
+    if lexical is None and weights.lexical:
+        raise ValueError(f"no lexical scores for the weights {weights}")
+    if lexical is not None and similarities.shape[1:] != lexical.shape:
         raise ValueError(f"similarities {similarities.shape} and lexical scores {lexical.shape} do not pair up")
-    most = lexical.max(initial=0)
-    if lexical_weight == 0 or most == 0:
-        return similarities
-    scores: Floats = similarities + np.float32(lexical_weight) * (lexical / most)
-    return scores.astype(np.float32)
+    scores: Floats = similarities[0]
+    if weights.parts:
+        largest = similarities[1:].max(axis=0) if len(similarities) > 1 else similarities[0]
+        scores = (scores + np.float32(weights.parts) * largest).astype(np.float32)
+    if lexical is not None and weights.lexical and (most := lexical.max(initial=0)) > 0:
+        scores = (scores + np.float32(weights.lexical) * (lexical / most)).astype(np.float32)
+    return scores
 
 
 def fuse(logits: Floats, similarities: Floats, similarity_weight: float) -> Floats:
     """Final scores `[N]` float32: logit + similarity_weight · similarity; with weight 0 the logits, bit for bit.
 
-    The similarity is the first-stage score, which is more than a similarity where that stage is hybrid.
+    The similarity is the first-stage score, which is more than a similarity where that stage adds words or parts.
 
     Raises ValueError if the two are not of one shape, since numpy would spread the shorter one in silence.
     """

@@ -85,6 +85,9 @@ class SearchSettings(Section):
     lexical_weight: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="weight of shared words, 0 for none; not set: the bundle's"
     )
+    part_weight: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="weight of a request's parts, 0 for none; not set: the bundle's"
+    )
     top_k: int = Field(5, ge=1, description="hits in the answer")
     deadline_ms: float | None = Field(
         None,
@@ -110,6 +113,12 @@ class IndexSettings(Section):
     )
     lexical_weight: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="weight of shared words in the first stage, such as 0.2"
+    )
+    part_weight: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of a long request's parts in the first stage, such as 1; each part is embedded, too",
     )
 
 
@@ -259,6 +268,13 @@ class TrainSettings(Section):
         description="weight of shared words in the first stage that the reranker follows, as the bundle will have it; "
         "the similarity weight is chosen for it; reranker only",
     )
+    part_weight: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of a request's parts in the first-stage score: an embedder is trained with it, and a "
+        "reranker follows it",
+    )
     num_negatives: int = Field(
         3, ge=1, description="wrong skills beside each right one; an embedder has them with --mined only"
     )
@@ -341,6 +357,9 @@ class EvaluateSettings(Section):
     )
     lexical_weight: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="weight of shared words, in process; a bundle has its own"
+    )
+    part_weight: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="weight of a request's parts, in process; a bundle has its own"
     )
     cutoffs: str = Field(
         "5,10,15",

@@ -15,6 +15,7 @@ import pytest
 from skillserve.card import read_card
 from skillserve.console import progress
 from skillserve.errors import BundleError, ConfigError, ServerUnreachable
+from skillserve.fusion import FirstStageWeights
 from skillserve.lexical import LexicalIndex
 from skillserve.metrics import evaluate, ranked
 from skillserve.records import Answer, Query
@@ -159,7 +160,7 @@ def published(bundle: Bundle, *, weight: float = WEIGHT, **changes: bytes | None
         dim=manifest.dim,
         catalogue=manifest.catalogue_digest,
         models=manifest.models,
-        lexical_weight=weight,
+        weights=FirstStageWeights(lexical=weight),
     )
     return bundle.folder.parent
 
@@ -247,10 +248,10 @@ def test_a_calibration_holds_for_the_weight_that_it_was_fitted_with(
     assert search(bundle, fake, "merge pdf").probability is not None
     other = search(bundle, fake, "merge pdf", lexical_weight=0, abstain=True)
     assert other.probability is None
-    assert other.notes == ("cannot abstain: calibrated for lexical weight 0.5, not 0",)
+    assert other.notes == ("cannot abstain: calibrated for the weights lexical 0.5, parts 0, not lexical 0, parts 0",)
     assert build_bundle(catalogue, fake, index=settings, force=True).calibrated
     assert not build_bundle(catalogue, fake, index=world).calibrated
-    assert "lexical weight changed" in capsys.readouterr().err
+    assert "first-stage weights changed" in capsys.readouterr().err
 
 
 def test_weights_in_process_and_a_served_hybrid_bundle_rank_alike(

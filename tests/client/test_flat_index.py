@@ -62,12 +62,11 @@ def test_similarities_of_all_rows_are_those_that_search_orders_by() -> None:
     vectors[500:] = vectors[:200]
     index = FlatIndex.build(vectors)
     found, rows = index.search(queries, len(vectors))
-    for i, query in enumerate(queries):
-        similarities = index.similarities(query)
-        assert similarities[rows[i]].tobytes() == found[i].tobytes()
-        np.testing.assert_allclose(similarities, vectors @ query, atol=1e-5)
-    with pytest.raises(ValueError, match="a query"):
-        index.similarities(queries)
+    similarities = index.similarities(queries)
+    assert np.take_along_axis(similarities, rows, axis=1).tobytes() == found.tobytes()
+    np.testing.assert_allclose(similarities, queries @ vectors.T, atol=1e-5)
+    with pytest.raises(ValueError, match="queries"):
+        index.similarities(queries[0])
 
 
 @pytest.mark.parametrize("vectors", [np.empty((0, 4), np.float32), np.ones(4, np.float32), np.full((2, 4), np.nan)])

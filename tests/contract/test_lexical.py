@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skillserve.errors import BundleError, MissingExtraError
-from skillserve.fusion import blend
+from skillserve.fusion import FirstStageWeights, blend
 from skillserve.lexical import LexicalIndex
 
 TEXTS = [
@@ -143,7 +143,7 @@ WORDS = np.array([0.0, 8.0, 4.0], np.float32)
 
 
 def test_first_stage_scores_are_similarity_plus_the_weighted_share_of_the_most_words() -> None:
-    scores = blend(NEAR, WORDS, 0.5)
+    scores = blend(NEAR[None], WORDS, FirstStageWeights(lexical=0.5))
     assert scores.dtype == np.float32
     assert scores.tolist() == [0.5, -0.25 + 0.5, 0.75 + 0.25]
 
@@ -151,9 +151,12 @@ def test_first_stage_scores_are_similarity_plus_the_weighted_share_of_the_most_w
 @pytest.mark.parametrize(("lexical", "weight"), [(WORDS, 0.0), (np.zeros(3, np.float32), 0.5)])
 def test_without_a_weight_or_a_shared_word_similarities_stay_bit_for_bit(lexical: np.ndarray, weight: float) -> None:
     similarities = np.array([-0.0, 0.1, 0.3], np.float32)
-    assert blend(similarities, lexical, weight).tobytes() == similarities.tobytes()
+    scores = blend(similarities[None], lexical, FirstStageWeights(lexical=weight))
+    assert scores.tobytes() == similarities.tobytes()
 
 
 def test_similarities_and_lexical_scores_must_pair_up() -> None:
     with pytest.raises(ValueError, match="pair up"):
-        blend(NEAR, WORDS[:1], 0.5)
+        blend(NEAR[None], WORDS[:1], FirstStageWeights(lexical=0.5))
+    with pytest.raises(ValueError, match="no lexical scores"):
+        blend(NEAR[None], None, FirstStageWeights(lexical=0.5))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,6 +17,7 @@ from skillserve.console import progress
 from skillserve.framing import EmbedderTokens, RerankerTokens
 from skillserve.metrics import evaluate, ranked
 from skillserve.records import Query, Run, Skill
+from skillserve.tensors import Ids
 from skillserve_training.dataset import TrainingData
 from skillserve_training.forward import embed_all, score_all
 from skillserve_training.precision import Precision
@@ -41,11 +43,15 @@ class Embedder:
 
     def embed(self, queries: Sequence[Query], skills: Sequence[Skill]) -> tuple[Tensor, Tensor]:
         """Unit rows of requests `[Q, D]` and of skills `[S, D]`, float32, in the given order."""
-        texts = [cut.ids for cut in self.tokens.queries([query.text for query in queries])]
-        documents = self.tokens.skills(skills)
-        with progress("embed", len(texts) + len(documents)) as bar:
-            query_rows = embed_all(self.model, texts, self.card, self.precision, bar)
-            return query_rows, embed_all(self.model, documents, self.card, self.precision, bar)
+        return self._rows([cut.ids for cut in self.tokens.queries([query.text for query in queries])], skills)
+
+    def embed_with_parts(
+        self, queries: Sequence[Query], skills: Sequence[Skill], *, parts: bool
+    ) -> tuple[list[Tensor], Tensor]:
+        """As `embed`, but of each request `[1 + P, D]`: its own row and, where wanted, those of its parts."""
+        read = self.tokens.queries_and_parts([query.text for query in queries], parts=parts)
+        rows, skill_rows = self._rows([cut.ids for cuts in read for cut in cuts], skills)
+        return list(torch.split(rows, [len(cuts) for cuts in read])), skill_rows
 
     def rank(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int = _DEPTH) -> Run:
         """The nearest skills of each request by inner product, exactly."""
@@ -59,6 +65,12 @@ class Embedder:
                     skills[place].id: value for place, value in zip(places.tolist(), values.tolist(), strict=True)
                 }
         return run
+
+    def _rows(self, requests: Sequence[Ids], skills: Sequence[Skill]) -> tuple[Tensor, Tensor]:
+        documents = self.tokens.skills(skills)
+        with progress("embed", len(requests) + len(documents)) as bar:
+            rows = embed_all(self.model, requests, self.card, self.precision, bar)
+            return rows, embed_all(self.model, documents, self.card, self.precision, bar)
 
 
 @dataclass(frozen=True, slots=True)

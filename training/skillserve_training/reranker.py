@@ -13,6 +13,7 @@ import torch
 
 from skillserve.card import ModelCard
 from skillserve.errors import ConfigError
+from skillserve.fusion import FirstStageWeights
 from skillserve.lexical import require_bm25s
 from skillserve.settings import TrainSettings, window
 from skillserve_training.base import Base
@@ -137,6 +138,6 @@ def _first_stage(
     embedder = Embedder(open_embedder(base.folder), base.card, embedder_tokens(base.folder, base.card), precision)
     needed = mined is None or settings.similarity_weight > 0
     requests, skills = embedder.embed(to_train.queries, to_train.skills) if needed else (torch.empty(0), torch.empty(0))
-    first = FirstStage(embedder, settings.lexical_weight)
+    first = FirstStage(embedder, FirstStageWeights.of(settings))
     holdout = RerankerHoldout.of(first, to_choose, settings.similarity_weight)
     return Likeness(requests.numpy(), skills.numpy()), holdout

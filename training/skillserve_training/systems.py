@@ -15,7 +15,7 @@ import numpy as np
 
 from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.errors import CardError, UsageError
-from skillserve.fusion import blend, fuse
+from skillserve.fusion import PLAIN, FirstStageWeights, blend, fuse
 from skillserve.lexical import LexicalIndex, require_bm25s
 from skillserve.metrics import ranked
 from skillserve.records import Query, Run, Skill
@@ -37,8 +37,8 @@ class FirstStage:
     """An embedder that remembers its last ranking: alone and below rerankers, it is asked the same again."""
 
     embedder: Embedder
-    lexical_weight: float
-    """More than 0 makes it hybrid, as bundles are: `skillserve.fusion.blend` over all skills that are ranked."""
+    weights: FirstStageWeights
+    """As bundles have them: `skillserve.fusion.blend` over all skills that are ranked."""
     _asked: tuple[Sequence[Query], Sequence[Skill], int] | None = field(default=None, init=False)
     _run: Run = field(default_factory=dict, init=False)
 
@@ -46,28 +46,30 @@ class FirstStage:
         """The best `depth` skills by first-stage score."""
         asked = (queries, skills, depth)
         if self._asked != asked:
-            rank = self._hybrid if self.lexical_weight else self.embedder.rank
+            rank = self.embedder.rank if self.weights == PLAIN else self._blended
             self._run, self._asked = rank(queries, skills, depth=depth), asked
         return self._run
 
-    def _hybrid(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
-        lexical = LexicalIndex.build([skill_text(skill) for skill in skills])
-        query_rows, skill_rows = self.embedder.embed(queries, skills)
+    def _blended(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
+        weights = self.weights
+        lexical = LexicalIndex.build([skill_text(skill) for skill in skills]) if weights.lexical else None
+        rows_of_queries, skill_rows = self.embedder.embed_with_parts(queries, skills, parts=weights.parts > 0)
         run: dict[str, Mapping[str, float]] = {}
-        for query, row in zip(queries, query_rows, strict=True):
-            scores = blend((skill_rows @ row).numpy(), lexical.scores(query.text), self.lexical_weight)
+        for query, rows in zip(queries, rows_of_queries, strict=True):
+            words = lexical.scores(query.text) if lexical else None
+            scores = blend((rows @ skill_rows.T).numpy(), words, weights)
             best = np.argsort(-scores, kind="stable")[:depth].tolist()
             run[query.id] = {skills[place].id: float(scores[place]) for place in best}
         return run
 
 
-_OPEN: WeakValueDictionary[tuple[Path, str, float], FirstStage] = WeakValueDictionary()
-"""First stages that a system holds open, by folder, digest and lexical weight."""
+_OPEN: WeakValueDictionary[tuple[Path, str, FirstStageWeights], FirstStage] = WeakValueDictionary()
+"""First stages that a system holds open, by folder, digest and weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedderSystem:
-    """A `skillserve.systems.System`: exact search by inner product, or by that and shared words."""
+    """A `skillserve.systems.System`: exact search by inner product, or by that, a request's parts and shared words."""
 
     name: str
     first: FirstStage
@@ -137,22 +139,23 @@ def open_weights(spec: str, settings: Settings) -> EmbedderSystem | TwoStageSyst
             wanted="bm25, FOLDER, FOLDER+FOLDER, server:BUNDLES or run:FILE",
             fix="Check the path; a folder called like a word is named with its path: ./bm25",
         )
-    if settings.evaluate.lexical_weight:
+    weights = FirstStageWeights.of(settings.evaluate)
+    if weights.lexical:
         require_bm25s(extra="training")
-    first = _open_first(folders[0], settings.evaluate.lexical_weight)
+    first = _open_first(folders[0], weights)
     if len(folders) == 1:
         return EmbedderSystem(spec, first)
     return TwoStageSystem(spec, first, _open_reranker(folders[1]), settings.evaluate.rerank_depth)
 
 
-def _open_first(folder: Path, lexical_weight: float) -> FirstStage:
+def _open_first(folder: Path, weights: FirstStageWeights) -> FirstStage:
     card = _read_card(folder, "embedder")
     require_query_prompt(card, subject=f"weights folder `{folder}`")
-    key = (folder.resolve(), card.digest, lexical_weight)
+    key = (folder.resolve(), card.digest, weights)
     first = _OPEN.get(key)
     if first is None:
         embedder = Embedder(open_embedder(folder), card, embedder_tokens(folder, card), "float32")
-        _OPEN[key] = first = FirstStage(embedder, lexical_weight)
+        _OPEN[key] = first = FirstStage(embedder, weights)
     return first
 
 

@@ -84,7 +84,9 @@ class Corpus:
         found = []
         for embedded, text in zip(vectors, texts, strict=True):
             similarities = self.index.similarities(embedded)
-            near, words = similarities[0], self.lexical.scores(text) if self.lexical and weights.lexical else None
+            near, words = similarities[0], None
+            if self.lexical and weights.lexical:
+                words = self.lexical.scores(weights.scored_texts(text))
             scores = blend(similarities, words, weights)
             nearest = np.argsort(-near, kind="stable")[:k]
             # By similarity, too: a weighted sum may round two of them to one score.

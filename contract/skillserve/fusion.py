@@ -1,9 +1,9 @@
 """Scores that are sums, each added up in one place only: a second one would rank differently from what was measured.
 
-    first-stage score = similarity
-                        + part weight · largest similarity of any part of the request
-                        + lexical weight · lexical / its maximum for the request           `blend`
-    final score       = logit + similarity weight · first-stage score                      `fuse`
+    scored text       = similarity + lexical weight · lexical / its maximum for the request
+    first-stage score = similarity of the request + part weight · its best part as a scored text    `blend`
+                        or, where parts weigh nothing, the request as a scored text
+    final score       = logit + similarity weight · first-stage score                               `fuse`
 
 Training chooses the similarity weight on held-out data and writes it into the reranker's card; the first stage's
 weights stand in the bundle.
@@ -16,6 +16,8 @@ from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from skillserve.parts import request_parts
 
 __all__ = ["PLAIN", "FirstStageWeights", "blend", "fuse"]
 
@@ -39,12 +41,16 @@ class FirstStageWeights:
     lexical: float = 0.0
     """Of lexical scores."""
     parts: float = 0.0
-    """Of the largest similarity of any part of the request."""
+    """Of the best part of the request."""
 
     @classmethod
     def of(cls, weighted: _Weighted) -> Self:
         """The weights that settings or a record name."""
         return cls(lexical=weighted.lexical_weight, parts=weighted.part_weight)
+
+    def scored_texts(self, request: str) -> tuple[str, ...]:
+        """What lexical scores are of: the request's parts where they weigh something and there are any, or itself."""
+        return (request_parts(request) if self.parts else ()) or (request,)
 
     def __str__(self) -> str:
         return f"lexical {self.lexical:g}, parts {self.parts:g}"
@@ -55,25 +61,24 @@ PLAIN = FirstStageWeights()
 
 
 def blend(similarities: Floats, lexical: Floats | None, weights: FirstStageWeights) -> Floats:
-    """First-stage scores `[N]` float32 of one request, from similarities `[1 + P, N]` and lexical scores `[N]`.
+    """First-stage scores `[N]` float32 of one request, from similarities `[1 + P, N]` and lexical scores `[M, N]`.
 
-    The first row is the whole request's, the others are its parts'. A request without parts counts as its own part, so
-    that scores of short and long requests compare. N is the whole catalogue, since a share of it would have another
-    maximum. A weight of 0, and lexical scores that are all 0, leave the rest as it is, bit for bit.
+    The first row of similarities is the whole request's, the others are its parts'. The lexical scores are those of
+    `weights.scored_texts`: M = P, or 1. A request without parts counts as its own part, so that scores of short and
+    long requests compare. N is the whole catalogue, since a share of it would have another maximum. A weight of 0, and
+    lexical scores that are all 0, leave the rest as it is, bit for bit.
 
     Raises ValueError if the two do not pair up, or if there are no lexical scores for their weight.
     """
     if lexical is None and weights.lexical:
         raise ValueError(f"no lexical scores for the weights {weights}")
-    if lexical is not None and similarities.shape[1:] != lexical.shape:
+    scored = similarities[1:] if weights.parts and len(similarities) > 1 else similarities[:1]
+    if lexical is not None and scored.shape != lexical.shape:
         raise ValueError(f"similarities {similarities.shape} and lexical scores {lexical.shape} do not pair up")
-    scores: Floats = similarities[0]
-    if weights.parts:
-        largest = similarities[1:].max(axis=0) if len(similarities) > 1 else similarities[0]
-        scores = (scores + np.float32(weights.parts) * largest).astype(np.float32)
     if lexical is not None and weights.lexical and (most := lexical.max(initial=0)) > 0:
-        scores = (scores + np.float32(weights.lexical) * (lexical / most)).astype(np.float32)
-    return scores
+        scored = scored + np.float32(weights.lexical) * (lexical / most)
+    scores = similarities[0] + np.float32(weights.parts) * scored.max(axis=0) if weights.parts else scored[0]
+    return scores.astype(np.float32, copy=False)
 
 
 def fuse(logits: Floats, similarities: Floats, similarity_weight: float) -> Floats:

@@ -71,14 +71,13 @@ class LexicalIndex:
     def __len__(self) -> int:
         return int(self._index.scores["num_docs"])
 
-    def scores(self, request: str) -> Floats:
-        """BM25 of every skill `[N]` for a request, 0 for those without a word of it."""
-        (words,) = _words([request])
-        ids = self._index.get_tokens_ids(words)
-        if not ids:
-            return np.zeros(len(self), np.float32)
-        scores: Floats = self._index.get_scores_from_ids(ids)
-        return scores
+    def scores(self, texts: Sequence[str]) -> Floats:
+        """BM25 of every skill for each of M texts `[M, N]`, 0 for those without a word of it."""
+        found = np.zeros((len(texts), len(self)), np.float32)
+        for row, words in enumerate(_words(texts)):
+            if ids := self._index.get_tokens_ids(words):
+                found[row] = self._index.get_scores_from_ids(ids)
+        return found
 
     def to_bytes(self) -> bytes:
         """The index as the module says."""

@@ -275,6 +275,12 @@ class TrainSettings(Section):
         description="weight of a request's parts in the first-stage score: an embedder is trained with it, and a "
         "reranker follows it",
     )
+    num_parts: int = Field(
+        4,
+        ge=1,
+        description="parts of a request that are read in a step, drawn anew for each pair; needs part_weight; "
+        "embedder only",
+    )
     num_negatives: int = Field(
         3, ge=1, description="wrong skills beside each right one; an embedder has them with --mined only"
     )

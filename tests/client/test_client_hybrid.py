@@ -60,7 +60,7 @@ def by_hand(bundle: Bundle, fake: Any, query: str) -> tuple[dict[str, float], di
     skills = [bundle.corpus.skills.skill(row) for row in range(len(bundle.corpus.skills))]
     vectors = fake.infer("embedder", bundle.corpus.embedder.skills(skills))
     near = vectors @ fake.infer("embedder", [bundle.corpus.embedder.query(query).ids])[0]
-    words = LexicalIndex.build([skill_text(skill) for skill in skills]).scores(query)
+    words = LexicalIndex.build([skill_text(skill) for skill in skills]).scores([query])[0]
     ids = [skill.id for skill in skills]
     scores = near + WEIGHT * words / words.max()
     return dict(zip(ids, near.tolist(), strict=True)), dict(zip(ids, scores.tolist(), strict=True))

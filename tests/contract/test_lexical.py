@@ -50,7 +50,7 @@ def naive(texts: Sequence[str], request: str, k1: float = 1.5, b: float = 0.75) 
 @pytest.mark.parametrize("request_text", REQUESTS)
 def test_scores_are_those_of_bm25_written_out(request_text: str) -> None:
     index = LexicalIndex.build(TEXTS)
-    found = index.scores(request_text)
+    (found,) = index.scores([request_text])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, naive(TEXTS, request_text), rtol=1e-6)
     assert len(index) == len(TEXTS)
@@ -61,13 +61,13 @@ def test_an_index_survives_a_round_trip_bit_for_bit() -> None:
     again = LexicalIndex.from_bytes(index.to_bytes(), subject="lexical.bm25")
     assert again.to_bytes() == index.to_bytes()
     for request in REQUESTS:
-        assert again.scores(request).tobytes() == index.scores(request).tobytes()
+        assert again.scores([request]).tobytes() == index.scores([request]).tobytes()
 
 
 @pytest.mark.parametrize("texts", [["the"], ["", "x"]])
 def test_a_catalogue_without_a_word_has_an_index_all_the_same(texts: list[str]) -> None:
     index = LexicalIndex.from_bytes(LexicalIndex.build(texts).to_bytes(), subject="x")
-    assert index.scores("anything").tolist() == [0.0] * len(texts)
+    assert index.scores(["anything"]).tolist() == [[0.0] * len(texts)]
     with pytest.raises(ValueError, match="at least one"):
         LexicalIndex.build([])
 
@@ -127,7 +127,7 @@ def test_a_damaged_index_is_refused_or_answers_within_bounds(data: st.DataObject
     except BundleError:
         return
     for request in REQUESTS:
-        assert index.scores(request).shape == (len(index),)
+        assert index.scores([request, request]).shape == (2, len(index))
 
 
 def test_without_bm25s_the_pip_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ WORDS = np.array([0.0, 8.0, 4.0], np.float32)
 
 
 def test_first_stage_scores_are_similarity_plus_the_weighted_share_of_the_most_words() -> None:
-    scores = blend(NEAR[None], WORDS, FirstStageWeights(lexical=0.5))
+    scores = blend(NEAR[None], WORDS[None], FirstStageWeights(lexical=0.5))
     assert scores.dtype == np.float32
     assert scores.tolist() == [0.5, -0.25 + 0.5, 0.75 + 0.25]
 
@@ -151,12 +151,12 @@ def test_first_stage_scores_are_similarity_plus_the_weighted_share_of_the_most_w
 @pytest.mark.parametrize(("lexical", "weight"), [(WORDS, 0.0), (np.zeros(3, np.float32), 0.5)])
 def test_without_a_weight_or_a_shared_word_similarities_stay_bit_for_bit(lexical: np.ndarray, weight: float) -> None:
     similarities = np.array([-0.0, 0.1, 0.3], np.float32)
-    scores = blend(similarities[None], lexical, FirstStageWeights(lexical=weight))
+    scores = blend(similarities[None], lexical[None], FirstStageWeights(lexical=weight))
     assert scores.tobytes() == similarities.tobytes()
 
 
 def test_similarities_and_lexical_scores_must_pair_up() -> None:
     with pytest.raises(ValueError, match="pair up"):
-        blend(NEAR[None], WORDS[:1], FirstStageWeights(lexical=0.5))
+        blend(NEAR[None], WORDS[None, :1], FirstStageWeights(lexical=0.5))
     with pytest.raises(ValueError, match="no lexical scores"):
         blend(NEAR[None], None, FirstStageWeights(lexical=0.5))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
@@ -41,7 +42,13 @@ def make_texts() -> EmbedderTexts:
     draw = np.random.default_rng(0)
     ids = [draw.integers(0, WORDS, draw.integers(3, 9)).astype(np.int32) for _ in range(16)]
     golds = [frozenset({0, 1}), *(frozenset({i}) for i in range(1, 8))]
-    return EmbedderTexts(ids[:8], golds, ids[8:], list(range(8)), [], [], [])
+    parts = [[draw.integers(0, WORDS, 4).astype(np.int32) for _ in range(i % 4)] for i in range(8)]
+    return EmbedderTexts(ids[:8], golds, ids[8:], list(range(8)), [], [], [], parts)
+
+
+def make_rows() -> list[Pair]:
+    """Each request with its skill, a hard negative, and at most two of its parts."""
+    return [Pair(i, i, ((i + 3) % 8,), tuple(range(min(i % 4, 2)))) for i in range(8)]
 
 
 @pytest.fixture
@@ -50,7 +57,7 @@ def gradients() -> Callable[..., tuple[float, Tensor]]:
 
     def step(taught: Taught | None = None, **changed: object) -> tuple[float, Tensor]:
         model = Averager()
-        rows = [Pair(i, i, ((i + 3) % 8,)) for i in range(8)]
+        rows = make_rows()
         settings = TrainSettings().model_copy(update=changed)
         loss = Contrast(make_texts(), settings, taught).backward(model, rows, lambda _: nullcontext())
         assert model.words.weight.grad is not None
@@ -63,7 +70,7 @@ def gradients() -> Callable[..., tuple[float, Tensor]]:
 def test_a_chunk_at_a_time_gives_the_gradients_of_the_whole(
     gradients: Callable[..., tuple[float, Tensor]], chunk: int
 ) -> None:
-    changed = {"matryoshka": (4,)}
+    changed = {"matryoshka": (4,), "part_weight": 0.7, "num_parts": 3}
     (whole_loss, whole), (loss, gradient) = gradients(**changed), gradients(**changed, chunk_size=chunk)
     assert loss == pytest.approx(whole_loss, rel=1e-5)
     torch.testing.assert_close(gradient, whole, rtol=1e-4, atol=1e-6)
@@ -73,6 +80,24 @@ def test_another_gold_of_a_request_is_no_negative() -> None:
     contrast = Contrast(make_texts(), TrainSettings())
     assert contrast._excluded([0, 1], [0, 1]).tolist() == [[False, True], [False, False]]
     assert contrast._excluded([0, 0], [0, 1]).tolist() == [[False, True], [True, False]]
+
+
+def test_parts_take_part_by_their_weight(gradients: Callable[..., tuple[float, Tensor]]) -> None:
+    """As if each request were read with the part that suits a skill best; with no weight parts change nothing."""
+    model, texts, rows = Averager(), make_texts(), make_rows()
+    requests, skills = model(texts.requests), model(texts.documents)
+    excluded = Contrast(texts, TrainSettings())._excluded(range(8), [*range(8), *(row.negatives[0] for row in rows)])
+    columns = torch.cat([skills, skills[[row.negatives[0] for row in rows]]])
+    scores = []
+    for i, row in enumerate(rows):
+        parts = [texts.parts[i][part] for part in row.parts] or [texts.requests[i]]
+        scores.append((requests[i] @ columns.T + (model(parts) @ columns.T).amax(0)) / 2)
+    logits = (20 * torch.stack(scores)).masked_fill(excluded, -torch.inf)
+    expected = (cross_entropy(logits, torch.arange(8)) + cross_entropy(logits[:, :8].T, torch.arange(8))) / 2
+    loss, _ = gradients(part_weight=1.0)
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    alone, _ = gradients(part_weight=0.0)
+    assert alone != pytest.approx(loss, rel=1e-3)
 
 
 def test_a_teacher_changes_what_is_learned_by_its_share(gradients: Callable[..., tuple[float, Tensor]]) -> None:
@@ -93,16 +118,15 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from skillserve.settings import TrainSettings
 from skillserve_training.contrast import Contrast
-from skillserve_training.pairs import Pair
 sys.path.insert(0, {tests!r})
-from test_contrast import Averager, make_texts
+from test_contrast import Averager, make_rows, make_texts
 
 distributed.init_process_group("gloo")
 rank, chunk = distributed.get_rank(), int(sys.argv[1])
 model = DistributedDataParallel(Averager())
-rows = [Pair(i, i, ((i + 3) % 8,)) for i in range(8)][rank * 4 : rank * 4 + 4]
+rows = make_rows()[rank * 4 : rank * 4 + 4]
 synchronise = lambda last: nullcontext() if last else model.no_sync()
-loss = Contrast(make_texts(), TrainSettings(chunk_size=chunk)).backward(model, rows, synchronise)
+loss = Contrast(make_texts(), TrainSettings(chunk_size=chunk, part_weight=1.0)).backward(model, rows, synchronise)
 total = torch.tensor([float(loss)])
 distributed.all_reduce(total)
 if rank == 0:
@@ -127,6 +151,6 @@ def test_two_processes_see_each_others_negatives(
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    loss, gradient = gradients()
+    loss, gradient = gradients(part_weight=1.0)
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
     torch.testing.assert_close(torch.tensor(found["gradient"]), gradient, rtol=1e-4, atol=1e-6)

@@ -20,9 +20,9 @@ def texts() -> EmbedderTexts:
     golds = [frozenset({i}) for i in range(10)]
     described = [(10 + i, 10 + i) for i in range(20)]
     sections = [(30 + i, 30 + i) for i in range(20)]
-    return EmbedderTexts(
-        [NOTHING] * 50, golds, [NOTHING] * 50, [0] * 50, [(i, i) for i in range(10)], described, sections
-    )
+    real = [(i, i) for i in range(10)]
+    parts = [[NOTHING] * i for i in range(10)] + [[]] * 40
+    return EmbedderTexts([NOTHING] * 50, golds, [NOTHING] * 50, [0] * 50, real, described, sections, parts)
 
 
 def test_every_pass_holds_each_pair_once_and_its_share_of_the_catalogues_own(texts: EmbedderTexts) -> None:
@@ -44,6 +44,15 @@ def test_a_seed_draws_the_same_order_again(texts: EmbedderTexts) -> None:
     first, again = (schedule_of_pairs(texts, [], settings)[0] for _ in range(2))
     other = schedule_of_pairs(texts, [], settings.model_copy(update={"seed": 2}))[0]
     assert first == again != other
+
+
+def test_a_few_parts_of_each_request_are_drawn_anew_in_every_pass(texts: EmbedderTexts) -> None:
+    rows, _ = schedule_of_pairs(texts, [], TrainSettings(epochs=2, batch_size=10, num_parts=3))
+    for row in rows:
+        assert len(set(row.parts)) == min(row.request, 3)
+        assert set(row.parts) <= set(range(row.request))
+    of_last = [row.parts for row in rows if row.request == 9]
+    assert of_last[0] != of_last[1]
 
 
 def test_mined_negatives_go_with_their_request_only(texts: EmbedderTexts) -> None:

@@ -32,7 +32,7 @@ class BM25:
         run: dict[str, Mapping[str, float]] = {}
         with progress("bm25", len(queries)) as bar:
             for query in queries:
-                scores_N = index.scores(query.text)
+                (scores_N,) = index.scores([query.text])
                 best = np.lexsort((alphabet_N, scores_N))[::-1][:depth]
                 run[query.id] = {ids[place]: float(scores_N[place]) for place in best.tolist()}
                 bar.advance()

@@ -1,6 +1,6 @@
 """The embedder's objective: requests near their skills and away from the others of the batch, in bounded memory.
 
-Legend: P pairs of this process, W processes, N extra negatives, D dimension.
+Legend: P pairs of this process, W processes, V parts of a request, D dimension.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
 from skillserve_training.distributed import gather_lists, gather_rows
 from skillserve_training.forward import autocast, embed, grouped
-from skillserve_training.losses import nested, ranking_loss, relation_loss
+from skillserve_training.losses import nested, ranking_loss, relation_loss, scores_with_parts
 from skillserve_training.objective import Synchronise, Trainee
 from skillserve_training.pairs import EmbedderTexts, Pair
 from skillserve_training.precision import Precision
@@ -60,10 +60,10 @@ class Contrast:
         self._taught = taught
 
     def num_tokens(self, rows: Sequence[Pair]) -> int:
-        """Of requests, documents and negatives."""
+        """Of requests, their parts, documents and negatives."""
         documents = [document for row in rows for document in (row.document, *row.negatives)]
-        lengths = [len(self._texts.requests[row.request]) for row in rows]
-        return sum(lengths) + sum(len(self._texts.documents[document]) for document in documents)
+        read = [self._texts.requests[row.request] for row in rows] + [self._texts.documents[each] for each in documents]
+        return sum(map(len, read)) + sum(len(part) for row in rows for part in self._parts(row))
 
     def backward(self, model: nn.Module, rows: Sequence[Pair], synchronise: Synchronise) -> Tensor:
         """One step. With `chunk_size` in two passes, so that only a chunk's activations are ever held."""
@@ -71,7 +71,8 @@ class Contrast:
         documents = [row.document for row in rows] + negatives
         sequences = [self._texts.requests[row.request] for row in rows]
         sequences += [self._texts.documents[document] for document in documents]
-        loss_of = partial(self._loss, requests=[row.request for row in rows], documents=documents)
+        sequences += [part for row in rows for part in self._parts(row)]
+        loss_of = partial(self._loss, rows=rows, documents=documents)
         if self._settings.chunk_size:
             return cached_backward(model, sequences, loss_of, self._settings.chunk_size, synchronise)
         with synchronise(True):
@@ -79,20 +80,23 @@ class Contrast:
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def _loss(self, vectors: Tensor, *, requests: list[int], documents: list[int]) -> Tensor:
-        num_pairs, settings = len(requests), self._settings
+    def _loss(self, vectors: Tensor, *, rows: Sequence[Pair], documents: list[int]) -> Tensor:
+        num_pairs, settings = len(rows), self._settings
         all_requests, first = gather_rows(vectors[:num_pairs])
         paired, _ = gather_rows(vectors[num_pairs : 2 * num_pairs])
-        extra, _ = gather_rows(vectors[2 * num_pairs :])
+        extra, _ = gather_rows(vectors[2 * num_pairs : num_pairs + len(documents)])
         skills = torch.cat([paired, extra])
         columns = gather_lists(documents[:num_pairs]) + gather_lists(documents[num_pairs:])
-        request_of_row = gather_lists(requests)
+        request_of_row = gather_lists([row.request for row in rows])
         excluded = self._excluded(request_of_row, columns).to(vectors.device)
         mine = torch.arange(first, first + num_pairs, device=vectors.device)
-        ranking = partial(
-            ranking_loss, excluded=excluded, mine=mine, scale=settings.scale, symmetric=settings.symmetric
-        )
-        loss = nested(ranking, all_requests, skills, self._dims)
+
+        def ranking(requests: Tensor, parts: Tensor, skills: Tensor) -> Tensor:
+            scores = scores_with_parts(requests, parts, skills, settings.part_weight)
+            return ranking_loss(scores, excluded, mine, scale=settings.scale, symmetric=settings.symmetric)
+
+        parts, _ = gather_rows(vectors[self._places_of_parts(rows, behind=num_pairs + len(documents))])
+        loss = nested(ranking, (all_requests, parts, skills), self._dims)
         if self._taught is None:
             return loss
         taught = (
@@ -101,6 +105,21 @@ class Contrast:
         )
         distilled = relation_loss((all_requests, skills), taught, mine, scale=settings.scale)
         return (1 - settings.distil_weight) * loss + settings.distil_weight * distilled
+
+    def _parts(self, row: Pair) -> list[Ids]:
+        return [self._texts.parts[row.request][part] for part in row.parts]
+
+    def _places_of_parts(self, rows: Sequence[Pair], *, behind: int) -> Tensor:
+        """`[P, V]` int64: where the vectors of each row's parts are; a request without parts is its own only part.
+
+        Where a request has fewer than V, its first part stands in, which changes no maximum.
+        """
+        places = torch.empty(len(rows), max(1, self._settings.num_parts), dtype=torch.int64)
+        for place, row in enumerate(rows):
+            own = list(range(behind, behind + len(row.parts))) or [place]
+            places[place] = torch.tensor(own + own[:1] * (places.shape[1] - len(own)))
+            behind += len(row.parts)
+        return places
 
     def _excluded(self, requests: Sequence[int], documents: Sequence[int]) -> Tensor:
         """`[W·P, C]` bool: the document's skill fits the request, and is not the one it is paired with."""

@@ -1,6 +1,7 @@
 """What training minimises: ranking losses over embeddings, losses over lists of logits, distillation.
 
-Legend: P pairs of this process, W processes, D dimension, C columns: the W · P paired skills, then extra negatives.
+Legend: P pairs of this process, W processes, D dimension, V parts of a request, C columns: the W · P paired skills,
+then extra negatives.
 """
 
 from __future__ import annotations
@@ -11,24 +12,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["listwise_loss", "nested", "pointwise_loss", "ranking_loss", "relation_loss"]
+__all__ = ["listwise_loss", "nested", "pointwise_loss", "ranking_loss", "relation_loss", "scores_with_parts"]
 
 
-def ranking_loss(
-    requests: Tensor, skills: Tensor, excluded: Tensor, mine: Tensor, *, scale: float, symmetric: bool
-) -> Tensor:
+def scores_with_parts(requests: Tensor, parts: Tensor, skills: Tensor, part_weight: float) -> Tensor:
+    """First-stage scores `[W·P, C]` of unit rows, as a search with parts has them, brought back to a cosine's range.
+
+    `requests` `[W·P, D]`, `parts` `[W·P, V, D]`, `skills` `[C, D]`. A skill need only fit one part of a request: which
+    one, nobody has written down, and the maximum finds out (multiple-instance learning, Dietterich et al., 1997).
+    """
+    best = (parts.flatten(0, 1) @ skills.T).unflatten(0, parts.shape[:2]).amax(1)
+    return (requests @ skills.T + part_weight * best) / (1 + part_weight)
+
+
+def ranking_loss(scores: Tensor, excluded: Tensor, mine: Tensor, *, scale: float, symmetric: bool) -> Tensor:
     """Multiple-negatives ranking: cross-entropy of each pair against all skills, and back against all requests.
 
-    Henderson et al., 2017, arXiv 1705.00652. `requests` `[W·P, D]` and `skills` `[C, D]` are unit rows of all
-    processes; request i belongs to skill i. `excluded` `[W·P, C]` is true where a skill fits a request without being
-    its pair: a right answer too, so it is left out of the softmax instead of being a negative. `mine` `[P]` are the
-    rows of this process, over which the mean runs.
+    Henderson et al., 2017, arXiv 1705.00652. `scores` `[W·P, C]` are cosines of all processes' requests and skills;
+    request i belongs to skill i. `excluded` `[W·P, C]` is true where a skill fits a request without being its pair: a
+    right answer too, so it is left out of the softmax instead of being a negative. `mine` `[P]` are the rows of this
+    process, over which the mean runs.
     """
-    scores = (scale * requests @ skills.T).masked_fill(excluded, -torch.inf)
+    scores = (scale * scores).masked_fill(excluded, -torch.inf)
     over_skills = functional.cross_entropy(scores[mine], mine)
     if not symmetric:
         return over_skills
-    over_requests = functional.cross_entropy(scores[:, : len(requests)].T[mine], mine)
+    over_requests = functional.cross_entropy(scores[:, : len(scores)].T[mine], mine)
     return (over_skills + over_requests) / 2
 
 
@@ -46,17 +55,14 @@ def relation_loss(
     return functional.kl_div(found, taught, reduction="batchmean", log_target=True)
 
 
-def nested(
-    loss_of: Callable[[Tensor, Tensor], Tensor], requests: Tensor, skills: Tensor, dims: Sequence[int]
-) -> Tensor:
-    """Mean of a loss over the full rows and over their first `dims` entries, made unit rows again.
+def nested(loss_of: Callable[..., Tensor], rows: Sequence[Tensor], dims: Sequence[int]) -> Tensor:
+    """Mean of a loss over full rows `[…, D]` and over their first `dims` entries, made unit rows again.
 
     Matryoshka representation learning, Kusupati et al., 2022, arXiv 2205.13147.
     """
-    losses = [loss_of(requests, skills)]
+    losses = [loss_of(*rows)]
     for dim in dims:
-        cut = [functional.normalize(rows[:, :dim], dim=-1) for rows in (requests, skills)]
-        losses.append(loss_of(*cut))
+        losses.append(loss_of(*(functional.normalize(each[..., :dim], dim=-1) for each in rows)))
     return torch.stack(losses).mean()
 
 

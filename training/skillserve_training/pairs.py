@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from skillserve.framing import EmbedderTokens
+from skillserve.parts import request_parts
 from skillserve.records import Skill
 from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
@@ -32,6 +33,8 @@ class Pair:
     request: int
     document: int
     negatives: tuple[int, ...] = ()
+    parts: tuple[int, ...] = ()
+    """Which parts of the request are read beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class EmbedderTexts:
     """(description, rest of the skill)."""
     sections: list[tuple[int, int]]
     """(section of the body, name and description)."""
+    parts: list[list[Ids]]
+    """Per request, its parts framed as requests; none for what the catalogue gives, nor where parts have no weight."""
 
 
 def tokenise(data: TrainingData, tokens: EmbedderTokens, settings: TrainSettings) -> EmbedderTexts:
@@ -65,6 +70,7 @@ def tokenise(data: TrainingData, tokens: EmbedderTokens, settings: TrainSettings
         real=[],
         described=[],
         sections=[],
+        parts=_parts([query.text for query in data.queries], tokens, settings),
     )
     texts.real.extend((request, skill) for request, golds in enumerate(texts.golds) for skill in sorted(golds))
     if settings.catalogue_share:
@@ -79,6 +85,13 @@ def tokenise(data: TrainingData, tokens: EmbedderTokens, settings: TrainSettings
     return texts
 
 
+def _parts(requests: Sequence[str], tokens: EmbedderTokens, settings: TrainSettings) -> list[list[Ids]]:
+    """Framed parts of each request."""
+    texts = [request_parts(request) if settings.part_weight else () for request in requests]
+    framed = iter(tokens.queries([part for parts in texts for part in parts]))
+    return [[next(framed).ids for _ in parts] for parts in texts]
+
+
 def _add(
     texts: EmbedderTexts, tokens: EmbedderTokens, requests: Sequence[tuple[int, str]], documents: Sequence[Ids]
 ) -> list[tuple[int, int]]:
@@ -91,6 +104,7 @@ def _add(
     pairs = [(len(texts.requests) + row, len(texts.documents) + row) for row in range(len(asking))]
     texts.requests.extend(cut.ids for cut in tokens.queries([text for _, text, _ in asking]))
     texts.documents.extend(document for *_, document in asking)
+    texts.parts.extend([] for _ in asking)
     texts.golds.extend(frozenset((skill,)) for skill, *_ in asking)
     texts.skill_of.extend(skill for skill, *_ in asking)
     return pairs
@@ -126,5 +140,7 @@ def schedule_of_pairs(
         for request, document in drawn[: per_pass // size * size]:
             wrong = negatives[request] if request < len(negatives) else ()
             chosen = draw.sample(wrong, min(settings.num_negatives, len(wrong)))
-            rows.append(Pair(request, document, tuple(chosen)))
+            num_parts = len(texts.parts[request])
+            parts = draw.sample(range(num_parts), min(settings.num_parts, num_parts))
+            rows.append(Pair(request, document, tuple(chosen), tuple(parts)))
     return rows[: steps * size], steps

@@ -56,7 +56,7 @@ class FirstStage:
         rows_of_queries, skill_rows = self.embedder.embed_with_parts(queries, skills, parts=weights.parts > 0)
         run: dict[str, Mapping[str, float]] = {}
         for query, rows in zip(queries, rows_of_queries, strict=True):
-            words = lexical.scores(query.text) if lexical else None
+            words = lexical.scores(weights.scored_texts(query.text)) if lexical else None
             scores = blend((rows @ skill_rows.T).numpy(), words, weights)
             best = np.argsort(-scores, kind="stable")[:depth].tolist()
             run[query.id] = {skills[place].id: float(scores[place]) for place in best}

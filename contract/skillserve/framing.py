@@ -118,8 +118,9 @@ class _Texts:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         # Tokenizers leave some unmarked, such as Qwen3's `<think>`, which stands in its frame: nobody may forge it.
+        # Runs of blanks, which ModernBERT adds for indented code, are no marks of any frame and stay as they are.
         added = tokenizer.get_added_tokens_decoder().values()
-        tokenizer.add_special_tokens([token.content for token in added if not token.special])
+        tokenizer.add_special_tokens([t.content for t in added if not t.special and t.content.strip()])
         frame = Frame.parse(card.frame)
         tokenizer.encode_special_tokens = False
         self.pieces: list[Ids | str] = [

@@ -7,7 +7,9 @@
 ├── probe.json        a known question with its answer, for health checks
 ├── export.json       how the graph was made, and the gate's figures
 ├── warmup/           the probe's tensors, run before the model is declared ready
-└── 1/model.onnx
+└── 1/
+    ├── model.onnx
+    └── model.onnx.data   its weights, where they are too large for one file
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from skillserve.settings import ExportSettings
 from skillserve.tensors import ATTENTION_MASK, INPUT_IDS, MODEL_NAMES, OUTPUT_NAMES, SEQ_LENS, Layout, pack
 from skillserve_export.config import GRAPH_FILE, WARMUP_FOLDER, model_config, to_pbtxt
 from skillserve_export.families import family_of
+from skillserve_export.files import move_graph
 from skillserve_export.graph import export_packed, export_padded, export_stock
 from skillserve_export.parity import (
     Check,
@@ -121,7 +124,7 @@ def export_model(
         folder = settings.repository / MODEL_NAMES[card.role]
         with published_folder(folder) as draft:
             (draft / str(settings.version)).mkdir()
-            shutil.move(scratch / GRAPH_FILE, draft / str(settings.version) / GRAPH_FILE)
+            move_graph(scratch / GRAPH_FILE, draft / str(settings.version))
             for name in (CARD_FILE, "tokenizer.json"):
                 shutil.copyfile(weights / name, draft / name)
             (draft / "config.pbtxt").write_text(to_pbtxt(model_config(card, settings, layout, probe)))

@@ -196,21 +196,19 @@ def test_a_graph_keeps_to_old_standard_operators(graph: PackedGraph | PaddedGrap
 
 
 def test_the_gate_sees_a_moved_weight(subject: Subject, graph: PackedGraph | PaddedGraph, tmp_path: Path) -> None:
-    """Two tensors of each graph, whichever they are: words, norms, rotary tables, heads, the gap's direction."""
+    """One tensor of each graph, another in each: words, norms, rotary tables, heads, the gap's direction."""
     model = onnx.load(graph.session._model_path)
     floats = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
     # A key's bias adds the same to all of a token's scores, so a softmax takes it out again.
     weights = [tensor for tensor in floats if np.prod(tensor.dims) >= 16 and not tensor.name.endswith("key.bias")]
-    rng = np.random.default_rng(len(weights))
-    for at in rng.choice(len(weights), 2, replace=False):
-        kept = weights[at].raw_data
-        values = onnx.numpy_helper.to_array(weights[at])
-        moved = values + 0.1 * max(1.0, float(np.abs(values).max())) * rng.normal(size=values.shape)
-        weights[at].raw_data = moved.astype(np.float32).tobytes()
-        onnx.save(model, tmp_path / "moved.onnx")
-        weights[at].raw_data = kept
-        checks = check_parity(type(graph)(tmp_path / "moved.onnx"), subject.stock, subject.card, subject.sample)
-        assert not next(check for check in checks if check.name == "values").passed, weights[at].name
+    rng = np.random.default_rng(len(model.graph.node))
+    weight = weights[rng.integers(len(weights))]
+    values = onnx.numpy_helper.to_array(weight)
+    moved = values + 0.1 * max(1.0, float(np.abs(values).max())) * rng.normal(size=values.shape)
+    weight.raw_data = moved.astype(np.float32).tobytes()
+    onnx.save(model, tmp_path / "moved.onnx")
+    checks = check_parity(type(graph)(tmp_path / "moved.onnx"), subject.stock, subject.card, subject.sample)
+    assert not next(check for check in checks if check.name == "values").passed, weight.name
 
 
 def test_every_family_is_tested() -> None:

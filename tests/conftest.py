@@ -6,7 +6,9 @@ another one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,9 +65,8 @@ def tiny_bpe_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    lines = (SAMPLE / "skills" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     # Seams that merge: a full stop or a bracket with the line break behind it, a blank with the word behind it.
-    texts = ["yes no", *lines[:40], *("end.\nNext (one)\n\n?!\n caf\u00e9 \u4e2d\u6587\n" for _ in range(20))]
+    texts = ["yes no", *_sample_texts(), *("end.\nNext (one)\n\n?!\n caf\u00e9 \u4e2d\u6587\n" for _ in range(20))]
     trainer = trainers.BpeTrainer(
         vocab_size=1024,
         min_frequency=1,
@@ -78,6 +79,112 @@ def tiny_bpe_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
     tokenizer.save(str(path))
     return path
+
+
+def _sample_texts() -> list[str]:
+    return (SAMPLE / "skills" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+
+
+@pytest.fixture(scope="session")
+def tiny_unigram_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Unigram tokenizer.json built like XLM-RoBERTa's: words that begin with `▁`, its special tokens and template."""
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)  # noqa: S106 -- a token of text
+    tokenizer.train_from_iterator(_sample_texts(), trainer)
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    path = tmp_path_factory.mktemp("unigram") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_modern_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE tokenizer.json built like ModernBERT's: BERT's special tokens, runs of blanks as added ones."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(_sample_texts(), trainer)
+    tokenizer.add_tokens([AddedToken(" " * run, normalized=True) for run in (8, 4, 2)])
+    tokenizer.add_tokens([AddedToken("|||IP_ADDRESS|||", normalized=True)])
+    tokenizer.add_special_tokens(["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"])
+    edges = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=edges
+    )
+    path = tmp_path_factory.mktemp("modern") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_base(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_tokenizer: Path,
+    tiny_bpe_tokenizer: Path,
+    tiny_unigram_tokenizer: Path,
+    tiny_modern_tokenizer: Path,
+) -> Callable[..., Path]:
+    """Write a random model as others publish one, without a card: `make(family, role, seed=…, dtype=…, **config)`."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer
+
+    small = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    encoder = small | {"hidden_size": 32, "intermediate_size": 64, "num_labels": 1}
+    decoder = small | {"hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 16}
+    # Name in transformers, what its reranker is called, tokenizer, configuration.
+    families: dict[str, tuple[str, str, Path, dict[str, Any]]] = {
+        "bert": ("Bert", "ForSequenceClassification", tiny_tokenizer, encoder | {"max_position_embeddings": 64}),
+        "xlm-roberta": (
+            *("XLMRoberta", "ForSequenceClassification", tiny_unigram_tokenizer),
+            encoder | {"max_position_embeddings": 66, "type_vocab_size": 1},
+        ),
+        # Local layers and global ones, and a window much shorter than the longest sequence.
+        "modernbert": (
+            *("ModernBert", "ForSequenceClassification", tiny_modern_tokenizer),
+            encoder | {"num_hidden_layers": 4, "max_position_embeddings": 256, "local_attention": 16},
+        ),
+        # More ids than the tokenizer knows, as in the real ones.
+        "qwen3": (
+            *("Qwen3", "ForCausalLM", tiny_bpe_tokenizer),
+            decoder | {"vocab_size": 1100, "max_position_embeddings": 512, "tie_word_embeddings": True},
+        ),
+    }
+
+    def make(family: str, role: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: object) -> Path:
+        name, reranker, tokenizer, facts = families[family]
+        known = Tokenizer.from_file(str(tokenizer))
+        facts = {"vocab_size": known.get_vocab_size()} | facts
+        for key, token in (("pad", "[PAD]"), ("cls", "[CLS]"), ("bos", "[CLS]"), ("sep", "[SEP]"), ("eos", "[SEP]")):
+            if family == "modernbert":
+                facts[f"{key}_token_id"] = known.token_to_id(token)
+        torch.manual_seed(seed)
+        kind = getattr(transformers, name + (reranker if role == "reranker" else "Model"))
+        model = kind(getattr(transformers, f"{name}Config")(**facts | config))
+        with torch.no_grad():
+            # The default initialisation is so small that everything looks alike; real models are not like that.
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(5.0)
+        folder = tmp_path_factory.mktemp(family) / f"tiny-{family}"
+        model.to(dtype).save_pretrained(folder, safe_serialization=True)
+        (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+        return folder
+
+    return make
 
 
 def _make_weights(folder: Path, tokenizer: Path, role: str, pooling: str | None, seed: int) -> Path:

@@ -1,9 +1,10 @@
 """From texts to framed token ids: the one place where a frame, a tokenizer and the limits of a card meet.
 
-A sequence is put together from pieces (`skillserve.text.Frame`): literals that we wrote, tokenised once with
-special tokens parsed, and slots that strangers filled, tokenised with special tokens NOT parsed, so `[SEP]` in
-a skill is ordinary characters. Truncation and padding of tokenizer.json are switched off: what is cut, and
-where, is decided here and told. A text is cut at its end; white space that its slot carries behind it stays.
+A sequence is put together from pieces (`skillserve.text.Frame`): literals that we wrote, tokenised once with special
+tokens parsed, and slots that strangers filled, tokenised with special tokens NOT parsed, so `[SEP]` in a skill is
+ordinary characters, and left out where the vocabulary itself spells it. Truncation and padding of tokenizer.json are
+switched off: what is cut, and where, is decided here and told. A text is cut at its end; white space that its slot
+carries behind it stays.
 
 The caller loads the tokenizer (`tokenizers.Tokenizer`), so this package needs none itself, and training,
 export and client read texts in exactly the same way.
@@ -34,6 +35,9 @@ _GROWTH = 4
 
 _SPARE_TOKENS = 8
 """Tokens that a shortened text must give beyond those kept: a cut can only change tokens right before it."""
+
+_UNREADABLE = "\U00013000"
+"""A hieroglyph: tokenizers that have an id for what they do not know give it to this."""
 
 
 def mend(text: str) -> str:
@@ -119,8 +123,9 @@ class _Texts:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         # Tokenizers leave some unmarked, such as Qwen3's `<think>`, which stands in its frame: nobody may forge it.
-        added = tokenizer.get_added_tokens_decoder().values()
-        tokenizer.add_special_tokens([token.content for token in added if not token.special])
+        # Runs of blanks, which ModernBERT adds for indented code, are no marks of any frame and stay as they are.
+        added = {at: token for at, token in tokenizer.get_added_tokens_decoder().items() if token.content.strip()}
+        tokenizer.add_special_tokens([token.content for token in added.values() if not token.special])
         frame = Frame.parse(card.frame)
         tokenizer.encode_special_tokens = False
         self.pieces: list[Ids | str] = [
@@ -131,6 +136,9 @@ class _Texts:
         ]
         self.num_frame = sum(len(piece) for piece in self.pieces if not isinstance(piece, str))
         tokenizer.encode_special_tokens = True
+        unknown = tokenizer.encode(_UNREADABLE, add_special_tokens=False).ids
+        self._is_mark = np.zeros(max(card.vocab_size, *added, 0) + 1, dtype=np.bool_)
+        self._is_mark[list(added.keys() - set(unknown))] = True
         self._tokenizer = tokenizer
         self._slots = {piece.value: piece for piece in frame.pieces if piece.kind == "slot"}
         self._tails = {slot: self._tail(piece) for slot, piece in self._slots.items()}
@@ -161,7 +169,7 @@ class _Texts:
                     short.append(i)
                     continue
                 total = found if whole else round(found * len(mended[i]) / len(head))
-                ids = self.shortened(slot, _ids(encoding.ids), limit)
+                ids = self.shortened(slot, self._unmarked(_ids(encoding.ids)), limit)
                 done[i] = CutText(ids=ids, num_kept=len(ids), num_tokens=total, estimated=not whole)
             waiting, num_chars = short, num_chars * _GROWTH
         return [done[i] for i in range(len(mended))]
@@ -177,6 +185,13 @@ class _Texts:
     def count(self, text: str) -> int:
         """Tokens of a short text."""
         return len(self._tokenizer.encode(mend(text), add_special_tokens=False).ids)
+
+    def _unmarked(self, ids: Ids) -> Ids:
+        """Without special tokens that a text spells out.
+
+        Not parsing them is not enough: the pieces of a Unigram model, such as XLM-RoBERTa's, have `</s>` among them.
+        """
+        return ids[~self._is_mark[ids]]
 
     def _tail(self, slot: Piece) -> Ids:
         """White space behind a slot, read alone."""

@@ -77,7 +77,9 @@ def blend(similarities: Floats, lexical: Floats | None, weights: FirstStageWeigh
         raise ValueError(f"similarities {similarities.shape} and lexical scores {lexical.shape} do not pair up")
     if lexical is not None and weights.lexical and (most := lexical.max(initial=0)) > 0:
         scored = scored + np.float32(weights.lexical) * (lexical / most)
-    scores = similarities[0] + np.float32(weights.parts) * scored.max(axis=0) if weights.parts else scored[0]
+    scores: Floats = scored[0]
+    if weights.parts:
+        scores = similarities[0] + np.float32(weights.parts) * scored.max(axis=0)
     return scores.astype(np.float32, copy=False)
 
 

@@ -32,6 +32,8 @@ __all__ = [
     "QWEN3_QUERY_PROMPT",
     "QWEN3_SINGLE_FRAME",
     "TEXT_FORMAT",
+    "XLM_ROBERTA_PAIR_FRAME",
+    "XLM_ROBERTA_SINGLE_FRAME",
     "Frame",
     "Piece",
     "document_text",
@@ -44,6 +46,11 @@ TEXT_FORMAT = "skillret/1"
 
 BERT_SINGLE_FRAME = "[CLS]{text}[SEP]"
 BERT_PAIR_FRAME = "[CLS]{query}[SEP]{skill}[SEP]"
+"""ModernBERT's too."""
+
+XLM_ROBERTA_SINGLE_FRAME = "<s>{text}</s>"
+XLM_ROBERTA_PAIR_FRAME = "<s>{query}</s></s>{skill}</s>"
+"""Two end tokens between the texts, as RoBERTa was trained."""
 
 QWEN3_SINGLE_FRAME = "{text}<|endoftext|>"
 QWEN3_QUERY_PROMPT = "Instruct: Given a skill search query, retrieve relevant skills that match the query\nQuery: "

@@ -1,34 +1,64 @@
-"""The two operations that look at sequences: attention inside each one, and the mean over each one.
+"""The operations that look at sequences: attention inside each one, and the mean over each one.
 
 In torch they are opaque operations, so the exporter writes one node each (`skillserve::SegmentAttention`,
-`skillserve::SegmentMean`) and cannot get them wrong. Their bodies are ONNX functions (`onnx_functions`); the
-export attaches those that suit the device and inlines them, so the finished graph holds standard operators only.
+`skillserve::BandedSegmentAttention`, `skillserve::SegmentMean`) and cannot get them wrong. Their bodies are ONNX
+functions (`bodies`); the export attaches those that suit the device and inlines them, so the finished graph holds
+standard operators only.
 
     loop     visits one sequence after the other; no token is ever padded. Best on CPU.
     gather   copies queries, keys and values into `[S, L, H]`, attends under a mask, copies back. Few large
              kernels instead of many small ones: for GPUs, and for runtimes that compile static loops badly.
 
-Shape legend: S sequences, T tokens, H hidden size, L longest sequence.
+Two kinds of attention, since a mask costs: every token attends to all of its sequence (BERT), or to a band around
+itself, which may reach back to the beginning (causal) or to both sides (local), with fewer key heads than query heads.
+
+Shape legend: S sequences, T tokens, H hidden size, N query heads, K key heads, D head dimension, L longest sequence.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from skillserve_export import onnx_functions
-from skillserve_export.onnx_functions import DOMAIN
+from skillserve_export.bodies import DOMAIN, gather, loop, spans
 
 if TYPE_CHECKING:
     from onnx import FunctionProto
 
-__all__ = ["AttentionCore", "core_functions", "segment_attention", "segment_mean"]
+__all__ = [
+    "CAUSAL",
+    "AttentionCore",
+    "Band",
+    "Heads",
+    "banded_attention",
+    "core_functions",
+    "segment_attention",
+    "segment_mean",
+]
 
 AttentionCore = Literal["loop", "gather"]
+
+
+class Heads(NamedTuple):
+    """Attention heads; each key head serves as many query heads as there are to one."""
+
+    query: int
+    key: int
+
+
+class Band(NamedTuple):
+    """How many places a token sees before and after itself."""
+
+    before: int
+    after: int
+
+
+CAUSAL = Band(before=2**31 - 1, after=0)
+"""A token sees all that stand before it, however many, and none behind it."""
 
 
 class _SegmentAttention(torch.autograd.Function):
@@ -44,6 +74,38 @@ class _SegmentAttention(torch.autograd.Function):
     @staticmethod
     def symbolic(g: Any, query: Any, key: Any, value: Any, bounds: Any, num_heads: int) -> Any:
         node = g.op(f"{DOMAIN}::SegmentAttention", query, key, value, bounds, num_heads_i=num_heads)
+        return node.setType(query.type())
+
+
+class _BandedSegmentAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        _ctx: Any, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, heads: Heads, band: Band
+    ) -> Tensor:
+        parts = []
+        for start, end in pairwise(bounds.tolist()):
+            q, k, v = (
+                x[start:end].reshape(end - start, num_heads, -1).transpose(0, 1)
+                for x, num_heads in ((query, heads.query), (key, heads.key), (value, heads.key))
+            )
+            k, v = (x.repeat_interleave(heads.query // heads.key, 0) for x in (k, v))
+            place = torch.arange(end - start)
+            offset = place - place[:, None]
+            seen = (offset >= -band.before) & (offset <= band.after)
+            mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            parts.append(mixed.transpose(0, 1).flatten(1))
+        return torch.cat(parts)
+
+    @staticmethod
+    def symbolic(g: Any, query: Any, key: Any, value: Any, bounds: Any, heads: Heads, band: Band) -> Any:
+        node = g.op(
+            f"{DOMAIN}::BandedSegmentAttention",
+            *(query, key, value, bounds),
+            num_heads_i=heads.query,
+            num_kv_heads_i=heads.key,
+            before_i=band.before,
+            after_i=band.after,
+        )
         return node.setType(query.type())
 
 
@@ -65,6 +127,12 @@ def segment_attention(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor,
     return result
 
 
+def banded_attention(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, heads: Heads, band: Band) -> Tensor:
+    """Softmax attention inside a band of each sequence: `[T, N·D]`, `[T, K·D]` twice, `bounds [S + 1]` → `[T, N·D]`."""
+    result: Tensor = _BandedSegmentAttention.apply(query, key, value, bounds, heads, band)  # type: ignore[no-untyped-call]
+    return result
+
+
 def segment_mean(hidden: Tensor, bounds: Tensor) -> Tensor:
     """Mean of the tokens of each sequence: `[T, H]` and `bounds [S + 1]` → `[S, H]`."""
     result: Tensor = _SegmentMean.apply(hidden, bounds)  # type: ignore[no-untyped-call]
@@ -72,15 +140,13 @@ def segment_mean(hidden: Tensor, bounds: Tensor) -> Tensor:
 
 
 def core_functions(core: AttentionCore) -> list[FunctionProto]:
-    """The ONNX bodies of both operations for the chosen core, and of what they call."""
-    if core == "loop":
-        bodies = {"SegmentAttention": onnx_functions.loop_attention, "SegmentMean": onnx_functions.loop_mean}
-        functions = []
-    else:
-        bodies = {"SegmentAttention": onnx_functions.gather_attention, "SegmentMean": onnx_functions.gather_mean}
-        functions = [onnx_functions.slots.to_function_proto()]
-    for name, body in bodies.items():
-        function = body.to_function_proto()
+    """The ONNX bodies of the operations for the chosen core, and of what they call."""
+    bodies = {
+        "loop": (loop.loop_attention, loop.loop_banded_attention, loop.loop_mean),
+        "gather": (gather.gather_attention, gather.gather_banded_attention, gather.gather_mean),
+    }[core]
+    named = [body.to_function_proto() for body in bodies]
+    for function, name in zip(named, ("SegmentAttention", "BandedSegmentAttention", "SegmentMean"), strict=True):
         function.name = name
-        functions.append(function)
-    return functions
+    called = (spans.chunk_spans, gather.slots, gather.sequence_slots, gather.home)
+    return named + [body.to_function_proto() for body in called]

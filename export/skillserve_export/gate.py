@@ -29,9 +29,11 @@ from skillserve_export.families import family_of
 from skillserve_export.gate_report import REPORT_FILE, write_report
 from skillserve_export.gate_requests import GateRequests, load_requests
 from skillserve_export.graph import export_stock
-from skillserve_export.parity import TOP_K, Check, StockGraph
+from skillserve_export.parity import TOP_K, Check
 from skillserve_export.ranks import RankFigures, measure_ranks
+from skillserve_export.sample import tokens_of_scores
 from skillserve_export.scorers import StockScorer
+from skillserve_export.stock import StockGraph
 from skillserve_export.verdict import Verdict
 
 __all__ = ["RankGate", "Tell", "judge_ranks", "judge_server"]
@@ -64,8 +66,7 @@ class RankGate:
         """Compare, write the report, return the verdict; only `Verdict.require` raises for a failed gate."""
         self.tell("reading the gate's requests")
         requests = load_requests(card, weights, self.settings, data=self.data, run=self.run)
-        # The frame's last token; in a pair it also stands between the texts.
-        reference = StockScorer(graph=stock, separator=int(requests.sequences[0][-1]))
+        reference = StockScorer(graph=stock, tokens=tokens_of_scores(card, weights, requests.sequences))
         verdict = judge_ranks(card, candidate, reference, requests, self.tell)
         own = f"{MODEL_NAMES[card.role]}-{candidate.precision}-{card.short_digest}"
         if "server" in candidate.facts:

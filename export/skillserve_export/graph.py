@@ -26,24 +26,29 @@ from optimum.exporters.tasks import TasksManager
 from optimum.utils import NormalizedTextConfig
 from torch import Tensor, nn
 
-from skillserve.card import ModelCard
+from skillserve.card import ModelCard, ScoreKind
 from skillserve.errors import ParityError
 from skillserve.tensors import ATTENTION_MASK, INPUT_IDS, OUTPUT_NAMES, SEQ_END, SEQ_LENS, TOK_END
+from skillserve_export.bodies import DOMAIN, OPSET
 from skillserve_export.cores import AttentionCore, core_functions
-from skillserve_export.onnx_functions import DOMAIN, OPSET
+from skillserve_export.files import Weights, read_apart, write_whole
 
 __all__ = ["export_packed", "export_padded", "export_stock"]
 
 IR_VERSION = 8
 """What the ONNX Runtime of Triton 24.10 and later reads."""
 
-_TASKS = {"embedder": "feature-extraction", "reranker": "text-classification"}
+_TASKS: dict[ScoreKind, str] = {
+    "cosine": "feature-extraction",
+    "logit": "text-classification",
+    "yes_no": "text-generation",
+}
+"""Optimum's names for what a model is exported as."""
 
 
 def export_packed(module: nn.Module, card: ModelCard, core: AttentionCore, output: Path) -> None:
     """Write the packed graph with one attention core inlined: standard operators only."""
-    _export(module, card, _PACKED, output)
-    graph = onnx.load(output)
+    graph, weights = _traced(module, card, _PACKED, output)
     graph.functions.extend(core_functions(core))
     graph.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     graph = inliner.inline_local_functions(graph)
@@ -53,18 +58,21 @@ def export_packed(module: nn.Module, card: ModelCard, core: AttentionCore, outpu
     # The tracer labels inner dimensions by guesswork. ONNX Runtime believes the labels, shares buffers between
     # tensors whose labels agree, and then answers wrongly; without labels it infers the shapes itself.
     del graph.graph.value_info[:]
-    _finish(graph, card, output)
+    _finish(graph, weights, card, output)
 
 
 def export_padded(module: nn.Module, card: ModelCard, output: Path) -> None:
     """Write a module of the padded layout."""
-    _export(module, card, _PADDED, output)
-    _finish(onnx.load(output), card, output)
+    _finish(*_traced(module, card, _PADDED, output), card, output)
 
 
 def export_stock(model: nn.Module, card: ModelCard, output: Path) -> None:
-    """Write Optimum's stock export: `last_hidden_state [B, L, H]` for embedders, `logits [B, 1]` for rerankers."""
-    task = _TASKS[card.role]
+    """Write Optimum's stock export of the transformers model.
+
+    It gives `last_hidden_state [B, L, H]` for embedders, and for rerankers `logits`, `[B, 1]` of a classifier or
+    `[B, L, V]` of a language model.
+    """
+    task = _TASKS[card.score_kind]
     constructor = TasksManager.get_exporter_config_constructor(
         "onnx", model=model, task=task, library_name="transformers"
     )
@@ -101,7 +109,7 @@ class _InterfaceConfig(OnnxConfig):  # type: ignore[misc]
     NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
 
     def __init__(self, config: Any, card: ModelCard, interface: _Interface) -> None:
-        super().__init__(config, task=_TASKS[card.role])
+        super().__init__(config, task=_TASKS[card.score_kind])
         self._card = card
         self._interface = interface
 
@@ -117,13 +125,16 @@ class _InterfaceConfig(OnnxConfig):  # type: ignore[misc]
         return {name: torch.tensor(value, dtype=torch.int32) for name, value in self._interface.trace.items()}
 
 
-def _export(module: nn.Module, card: ModelCard, interface: _Interface, output: Path) -> None:
+def _traced(module: nn.Module, card: ModelCard, interface: _Interface, output: Path) -> tuple[onnx.ModelProto, Weights]:
     with _quiet():
         export_pytorch(module, _InterfaceConfig(module.config, card, interface), opset=OPSET, output=output)
+    graph, weights = read_apart(output)
+    output.with_name(f"{output.name}_data").unlink(missing_ok=True)  # where Optimum puts weights of more than 2 GB
+    return graph, weights
 
 
-def _finish(graph: onnx.ModelProto, card: ModelCard, output: Path) -> None:
-    """Fix the IR version, and refuse a graph with foreign operators."""
+def _finish(graph: onnx.ModelProto, weights: Weights, card: ModelCard, output: Path) -> None:
+    """Fix the IR version, refuse a graph with foreign operators, write the rest."""
     graph.ir_version = min(graph.ir_version, IR_VERSION)
     foreign = sorted({node.domain for node in graph.graph.node} - {"", "ai.onnx"})
     if foreign:
@@ -133,8 +144,9 @@ def _finish(graph: onnx.ModelProto, card: ModelCard, output: Path) -> None:
             wanted="standard operators only",
             fix="Report this model family: its export is not supported.",
         )
-    onnx.checker.check_model(graph)
-    onnx.save(graph, output)
+    write_whole(graph, weights, output)
+    # By its path: a graph in memory is checked as one message, which must not exceed 2 GB.
+    onnx.checker.check_model(output)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The parity gate: does a graph compute what its weights say?
 
-The reference is Optimum's stock export of the same weights, run padded on ONNX Runtime, pooled and
-normalised here in numpy: no line of it is shared with the graph that is judged.
+The reference is Optimum's stock export of the same weights (`stock`): no line of it is shared with the graph that
+is judged.
 
 The order follows what can go wrong first: names and types, shapes, finite numbers, values, then a row alone
 against the same row first and last in a batch, then malformed neighbours, then rankings.
@@ -18,11 +18,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-from onnx import checker
 
 from skillserve.card import ModelCard
 from skillserve.errors import ParityError
-from skillserve.graph_file import check_graph
 from skillserve.tensors import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -32,14 +30,11 @@ from skillserve.tensors import (
     TOK_END,
     Ids,
     pack,
-    token_budget_batches,
 )
 from skillserve_export.sample import ParitySample
+from skillserve_export.stock import BATCH_TOKENS, Rows, StockGraph, neighbours, open_session, padded
 
 __all__ = ["Check", "PackedGraph", "PaddedGraph", "ServedGraph", "StockGraph", "check_parity", "require"]
-
-Rows = npt.NDArray[np.float32]
-"""`[n, D]` embeddings or `[n]` scores."""
 
 VALUE_TOLERANCE = 2e-6
 """Largest difference from the stock export, relative to the largest value where that exceeds 1. Two orders of
@@ -52,13 +47,16 @@ TIE_TOLERANCE = 1e-6
 """Reference scores that differ by less are tied, and may stand in either order: half the room that values have,
 so that rankings can fail where values pass."""
 
+SCORE_SLACK = 5.0
+"""Scores are allowed so many times what embeddings are. They are no unit rows but sums over whole states, and a gap is
+a difference of two of them: behind 22 random layers of ModernBERT two orders of adding differed by 3e-6, behind 28 of
+Qwen3 by 5e-6, where embeddings of the same models stayed below 8e-7."""
+
 TOP_K = 10
 """Rankings are compared down to this rank."""
 
 _EDGE_LENGTHS = (1, 2, 3)
 """Sequence lengths at which layouts break, beside the model's longest."""
-
-_BATCH_TOKENS = 8_192
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ class PackedGraph:
     inputs: ClassVar[dict[str, int]] = {INPUT_IDS: 1, SEQ_LENS: 1, TOK_END: 1, SEQ_END: 1}
 
     def __init__(self, path: Path) -> None:
-        self.session = _session(path)
+        self.session = open_session(path)
 
     def run(self, sequences: Sequence[Ids]) -> Rows:
         """One execution, every sequence a request of its own."""
@@ -114,48 +112,13 @@ class PaddedGraph:
     inputs: ClassVar[dict[str, int]] = {INPUT_IDS: 2, ATTENTION_MASK: 2}
 
     def __init__(self, path: Path) -> None:
-        self.session = _session(path)
+        self.session = open_session(path)
 
     def run(self, sequences: Sequence[Ids]) -> Rows:
         """One execution, padded to the longest sequence."""
-        ids_BL, mask_BL = _padded(sequences, np.int32)
+        ids_BL, mask_BL = padded(sequences, np.int32)
         [rows] = self.session.run(None, {INPUT_IDS: ids_BL, ATTENTION_MASK: mask_BL})
         return np.asarray(rows)
-
-
-class StockGraph:
-    """Optimum's stock export in ONNX Runtime, padded, with pooling in numpy."""
-
-    def __init__(self, path: Path, card: ModelCard) -> None:
-        self.session = _session(path)
-        self.card = card
-
-    def run(self, sequences: Sequence[Ids], separator: int) -> Rows:
-        """The reference rows, in batches of neighbouring sequences; `separator` splits the pairs of a reranker."""
-        batches = (sequences[at : at + 16] for at in range(0, len(sequences), 16))
-        return np.concatenate([self._run_padded(batch, separator) for batch in batches])
-
-    def _run_padded(self, sequences: Sequence[Ids], separator: int) -> Rows:
-        ids_BL, mask_BL = _padded(sequences, np.int64)
-        types_BL = np.zeros_like(ids_BL)
-        for row, sequence in enumerate(sequences):
-            if self.card.role == "reranker":
-                # Transformers' own rule for pairs: type 1 from behind the first separator.
-                separators = np.flatnonzero(sequence == separator)
-                if separators.size:
-                    types_BL[row, separators[0] + 1 : len(sequence)] = 1
-        known = {"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": types_BL}
-        [result] = self.session.run(None, {put.name: known[put.name] for put in self.session.get_inputs()})
-        if self.card.role == "reranker":
-            return np.asarray(result)[:, 0]
-        hidden_BLH = np.asarray(result, np.float64)
-        if self.card.pooling == "cls":
-            rows = hidden_BLH[:, 0]
-        else:
-            rows = (hidden_BLH * mask_BL[:, :, None]).sum(1) / mask_BL.sum(1, keepdims=True)
-        if self.card.normalised:
-            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows.astype(np.float32)
 
 
 def check_parity(
@@ -177,14 +140,15 @@ def check_parity(
         return checks
     sequences = [*sample.sequences, *_edge_sequences(card)]
     rows = np.concatenate([graph.run(part) for part in _parts(sequences)])
-    reference = stock.run(sequences, separator=int(sample.sequences[0][-1]))
+    reference = stock.run(sequences, sample.tokens)
     if not note(_shape_and_finite(rows, (len(sequences),) if card.dim is None else (len(sequences), card.dim))):
         return checks
-    note(_values(rows, reference))
-    note(_invariance(graph, sequences, rows))
+    slack = 1.0 if card.role == "embedder" else SCORE_SLACK
+    note(_values(rows, reference, slack * VALUE_TOLERANCE))
+    note(_invariance(graph, sequences, rows, slack * INVARIANCE_TOLERANCE))
     if isinstance(graph, PackedGraph):  # a padded batch has no boundaries that a request could shift
-        note(_isolation(graph, card, sequences))
-    note(_rankings(rows, reference, sample))
+        note(_isolation(graph, card, sequences, slack * INVARIANCE_TOLERANCE))
+    note(_rankings(rows, reference, sample, slack * TIE_TOLERANCE))
     return checks
 
 
@@ -216,25 +180,25 @@ def _shape_and_finite(rows: Rows, shape: tuple[int, ...]) -> Check:
     return Check("shape and finite", rows.shape == shape and broken == 0, float(broken), 0.0, detail)
 
 
-def _values(rows: Rows, reference: Rows) -> Check:
+def _values(rows: Rows, reference: Rows, limit: float) -> Check:
     worst = _difference(rows, reference)
-    detail = f"largest difference {worst:.1e} (limit {VALUE_TOLERANCE:.0e})"
-    return Check("values", worst <= VALUE_TOLERANCE, worst, VALUE_TOLERANCE, detail)
+    return Check("values", worst <= limit, worst, limit, f"largest difference {worst:.1e} (limit {limit:.0e})")
 
 
-def _invariance(graph: ServedGraph, sequences: Sequence[Ids], rows: Rows) -> Check:
-    company = list(sequences[:6])
+def _invariance(graph: ServedGraph, sequences: Sequence[Ids], rows: Rows, limit: float) -> Check:
     worst = 0.0
     for i in (0, len(sequences) // 2, len(sequences) - 1):
+        # Fewer beside a long one: padded to its length, they must still fit into memory.
+        company = list(sequences[: max(1, min(6, BATCH_TOKENS // len(sequences[i]) - 1))])
         alone = graph.run([sequences[i]])
         first = graph.run([sequences[i], *company])[:1]
         last = graph.run([*company, sequences[i]])[-1:]
         worst = max(worst, *(_difference(row, rows[i : i + 1]) for row in (alone, first, last)))
-    detail = f"a row alone, first and last in a batch differs by {worst:.1e} (limit {INVARIANCE_TOLERANCE:.0e})"
-    return Check("batch invariance", worst <= INVARIANCE_TOLERANCE, worst, INVARIANCE_TOLERANCE, detail)
+    detail = f"a row alone, first and last in a batch differs by {worst:.1e} (limit {limit:.0e})"
+    return Check("batch invariance", worst <= limit, worst, limit, detail)
 
 
-def _isolation(graph: PackedGraph, card: ModelCard, sequences: Sequence[Ids]) -> Check:
+def _isolation(graph: PackedGraph, card: ModelCard, sequences: Sequence[Ids], limit: float) -> Check:
     """One malformed request of each kind among sound ones: its rows are NaN, theirs are unmoved."""
     good = list(sequences[:4])
     expected = graph.run(good)
@@ -250,12 +214,12 @@ def _isolation(graph: PackedGraph, card: ModelCard, sequences: Sequence[Ids]) ->
         )
         difference = _difference(np.concatenate([rows[:1], rows[1 + len(lens) :]]), expected)
         worst = max(worst, difference)
-        if difference > INVARIANCE_TOLERANCE or not np.isnan(rows[1 : 1 + len(lens)]).all():
+        if difference > limit or not np.isnan(rows[1 : 1 + len(lens)]).all():
             faults.append(name)
     detail = f"neighbours of malformed requests differ by {worst:.1e}"
     if faults:
         detail += f"; failed: {', '.join(faults)}"
-    return Check("isolation", not faults, worst, INVARIANCE_TOLERANCE, detail)
+    return Check("isolation", not faults, worst, limit, detail)
 
 
 def _difference(found: Rows, wanted: Rows) -> float:
@@ -281,10 +245,10 @@ def malformed_requests(card: ModelCard) -> dict[str, tuple[list[int], list[int]]
     }
 
 
-def _rankings(rows: Rows, reference: Rows, sample: ParitySample) -> Check:
+def _rankings(rows: Rows, reference: Rows, sample: ParitySample, tie: float) -> Check:
     """Top-k order of every request; a swap counts only if the reference tells the two apart."""
     found, wanted = _score_table(rows, sample), _score_table(reference, sample)
-    margin = TIE_TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+    margin = tie * max(1.0, float(np.abs(wanted).max()))
     differing = 0
     for scores, truth in zip(found, wanted, strict=True):
         order, ideal = (np.argsort(-row, kind="stable")[:TOP_K] for row in (scores, truth))
@@ -310,20 +274,4 @@ def _edge_sequences(card: ModelCard) -> list[Ids]:
 
 
 def _parts(sequences: Sequence[Ids]) -> list[Sequence[Ids]]:
-    return [sequences[cut] for cut in token_budget_batches([len(s) for s in sequences], max_tokens=_BATCH_TOKENS)]
-
-
-def _padded(sequences: Sequence[Ids], kind: type[np.integer[Any]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Ids and mask `[B, L]`."""
-    lens = np.array([len(sequence) for sequence in sequences])
-    mask_BL = np.arange(lens.max()) < lens[:, None]
-    ids_BL = np.zeros(mask_BL.shape, kind)
-    ids_BL[mask_BL] = np.concatenate(sequences)
-    return ids_BL, mask_BL.astype(kind)
-
-
-def _session(path: Path) -> ort.InferenceSession:
-    check_graph(path, checker=checker.check_model)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return [sequences[cut] for cut in neighbours(sequences, BATCH_TOKENS)]

@@ -7,7 +7,9 @@
 ├── probe.json        a known question with its answer, for health checks
 ├── export.json       how the graph was made, and the gate's figures
 ├── warmup/           the probe's tensors, run before the model is declared ready
-└── 1/model.onnx
+└── 1/
+    ├── model.onnx
+    └── model.onnx.data   its weights, where they are too large for one file
 """
 
 from __future__ import annotations
@@ -39,12 +41,14 @@ from skillserve.tensors import (
 )
 from skillserve_export.config import GRAPH_FILE, WARMUP_FOLDER, Stamp, model_config, to_pbtxt
 from skillserve_export.families import family_of
+from skillserve_export.files import move_graph
 from skillserve_export.gate import RankGate
 from skillserve_export.graph import export_packed, export_padded, export_stock
-from skillserve_export.parity import Check, ServedGraph, StockGraph, check_parity, require
+from skillserve_export.parity import Check, ServedGraph, check_parity, require
 from skillserve_export.record import EXPORT_FILE, GRAPHS, ExportRecord, check_servable, digests, read_record
 from skillserve_export.sample import ParitySample, load_sample
 from skillserve_export.scorers import GraphScorer
+from skillserve_export.stock import StockGraph
 from skillserve_export.verdict import Verdict
 
 __all__ = ["NUM_STEPS", "Exported", "export_model", "verify_model"]
@@ -120,7 +124,7 @@ def export_model(
         folder = settings.repository / MODEL_NAMES[card.role]
         with published_folder(folder) as draft:
             (draft / str(settings.version)).mkdir()
-            shutil.move(scratch / GRAPH_FILE, draft / str(settings.version) / GRAPH_FILE)
+            move_graph(scratch / GRAPH_FILE, draft / str(settings.version))
             checked = check_servable(draft / str(settings.version) / GRAPH_FILE, _PRECISION, settings)
             stamp = Stamp(layout=layout, precision=_PRECISION, graph_digest=checked.digest())
             for name in (CARD_FILE, "tokenizer.json"):

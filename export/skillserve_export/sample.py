@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,8 +15,9 @@ from skillserve.framing import EmbedderTokens, RerankerTokens
 from skillserve.records import Query, Skill
 from skillserve.skillfile import read_queries, read_skills, split_file
 from skillserve.tensors import Ids
+from skillserve_export.vocabulary import ANSWERS, token_ids
 
-__all__ = ["ParitySample", "load_sample", "spread"]
+__all__ = ["ParitySample", "load_sample", "spread", "tokens_of_scores"]
 
 T = TypeVar("T")
 
@@ -31,6 +33,8 @@ class ParitySample:
     """Embedder: requests, then skills. Reranker: the pairs of the first request, of the second, …"""
     num_queries: int
     num_skills: int
+    tokens: tuple[int, ...] = ()
+    """What scores are read with: a pair's separator, or the answers `yes` and `no`; nothing for embedders."""
 
 
 def load_sample(card: ModelCard, weights: Path, data: Path | None) -> ParitySample:
@@ -48,11 +52,19 @@ def load_sample(card: ModelCard, weights: Path, data: Path | None) -> ParitySamp
     if card.role == "embedder":
         tokens = EmbedderTokens(card, tokenizer)
         sequences = [cut.ids for cut in tokens.queries([query.text for query in queries])] + tokens.skills(skills)
-    else:
-        pairs = RerankerTokens(card, tokenizer)
-        sides = pairs.skills(skills)
-        sequences = [pairs.pair(cut.ids, side) for cut in pairs.queries([q.text for q in queries]) for side in sides]
-    return ParitySample(sequences, len(queries), len(skills))
+        return ParitySample(sequences, len(queries), len(skills))
+    pairs = RerankerTokens(card, tokenizer)
+    sides = pairs.skills(skills)
+    sequences = [pairs.pair(cut.ids, side) for cut in pairs.queries([q.text for q in queries]) for side in sides]
+    return ParitySample(sequences, len(queries), len(skills), tokens_of_scores(card, weights, sequences))
+
+
+def tokens_of_scores(card: ModelCard, weights: Path, sequences: Sequence[Ids]) -> tuple[int, ...]:
+    """What the stock export needs to read scores: see `ParitySample.tokens`."""
+    if card.role == "embedder":
+        return ()
+    # A pair of an encoder ends in its separator.
+    return token_ids(weights, *ANSWERS) if card.score_kind == "yes_no" else (int(sequences[0][-1]),)
 
 
 def spread(items: list[T], count: int) -> list[T]:

@@ -11,7 +11,8 @@ import numpy as np
 from skillserve.card import ModelCard
 from skillserve.scoring import Progress, Rows
 from skillserve.tensors import Ids, Precision, token_budget_batches
-from skillserve_export.parity import ServedGraph, StockGraph
+from skillserve_export.parity import ServedGraph
+from skillserve_export.stock import StockGraph
 
 __all__ = ["GraphScorer", "StockScorer"]
 
@@ -53,8 +54,8 @@ class StockScorer:
     """Optimum's stock export in float32."""
 
     graph: StockGraph
-    separator: int
-    """Token that splits the pairs of a reranker."""
+    tokens: tuple[int, ...]
+    """What scores are read with, as `sample.tokens_of_scores` finds them."""
     precision: Precision = "fp32"
 
     @property
@@ -69,7 +70,7 @@ class StockScorer:
 
     def score(self, sequences: Sequence[Ids], *, progress: Progress | None = None) -> Rows:
         """Rows in the order of the sequences."""
-        return _in_batches(lambda batch: self.graph.run(batch, self.separator), sequences, progress)
+        return _in_batches(lambda batch: self.graph.run(batch, self.tokens), sequences, progress)
 
 
 def _in_batches(run: Callable[[Sequence[Ids]], Rows], sequences: Sequence[Ids], progress: Progress | None) -> Rows:

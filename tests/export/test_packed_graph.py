@@ -14,8 +14,9 @@ import pytest
 from skillserve.card import ModelCard, read_card
 from skillserve_export.families import family_of
 from skillserve_export.graph import export_packed, export_padded, export_stock
-from skillserve_export.parity import PackedGraph, PaddedGraph, StockGraph, check_parity, malformed_requests
+from skillserve_export.parity import PackedGraph, PaddedGraph, check_parity, malformed_requests
 from skillserve_export.sample import load_sample
+from skillserve_export.stock import StockGraph
 
 MAX_REQUEST_TOKENS = 20_000
 ISOLATION_ROUNDS = 200

@@ -23,11 +23,12 @@ from skillserve_export.families import family_of
 from skillserve_export.gate import RankGate, judge_ranks
 from skillserve_export.gate_requests import GateRequests, Pools, load_requests
 from skillserve_export.graph import export_stock
-from skillserve_export.parity import PackedGraph, StockGraph
+from skillserve_export.parity import PackedGraph
 from skillserve_export.ranks import measure_ranks
 from skillserve_export.record import read_record
 from skillserve_export.repository import export_model, verify_model
 from skillserve_export.scorers import GraphScorer
+from skillserve_export.stock import StockGraph
 
 NDCG_TOLERANCE = 1e-12
 STRICT = Gate(min_top1=1, min_overlap=1, max_ndcg_loss=0)

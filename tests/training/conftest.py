@@ -53,33 +53,11 @@ def tiny_data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_qwen3(tmp_path_factory: pytest.TempPathFactory, tiny_bpe_tokenizer: Path) -> Callable[..., Path]:
+def make_qwen3(make_base: Callable[..., Path]) -> Callable[..., Path]:
     """Write a random Qwen3 as others publish one: `make(kind, seed=…, **config)`, kind `model` or `lm`."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
-    def make(kind: str = "lm", *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: object) -> Path:
-        torch.manual_seed(seed)
-        facts = {
-            "vocab_size": 1100,  # more than the tokenizer knows, as in the real ones
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 512,
-            "tie_word_embeddings": True,
-        }
-        model = (Qwen3ForCausalLM if kind == "lm" else Qwen3Model)(Qwen3Config(**facts | config))
-        with torch.no_grad():
-            # The default initialisation is so small that everything looks alike; real models are not like that.
-            for parameter in model.parameters():
-                if parameter.dim() > 1:
-                    parameter.mul_(5.0)
-        folder = tmp_path_factory.mktemp("qwen3") / "tiny-qwen3"
-        model.to(dtype).save_pretrained(folder, safe_serialization=True)
-        (folder / "tokenizer.json").write_bytes(tiny_bpe_tokenizer.read_bytes())
-        return folder
+    def make(kind: str = "lm", **facts: object) -> Path:
+        return make_base("qwen3", "reranker" if kind == "lm" else "embedder", **facts)
 
     return make
 

@@ -38,12 +38,13 @@ def draft_card(base: Base, role: Role, *, max_tokens: int, max_query_tokens: int
     family = family_in(base.folder)
     config = family.config.from_dict(read_json(base.folder / "config.json"))
     _require_tokens(base, family, role)
-    if max_tokens > config.max_position_embeddings:
+    most_tokens = family.most_tokens(config)
+    if max_tokens > most_tokens:
         raise ConfigError(
             f"max_tokens of base `{base.name}`",
             got=str(max_tokens),
-            wanted=f"at most its {config.max_position_embeddings} positions",
-            fix=f"Run it again with --max-tokens {config.max_position_embeddings}",
+            wanted=f"at most its {most_tokens} positions",
+            fix=f"Run it again with --max-tokens {most_tokens}",
         )
     embeds = role == "embedder"
     query_prompt, document_prompt = _prompts(base, family) if embeds else ("", "")

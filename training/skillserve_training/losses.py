@@ -21,8 +21,9 @@ def scores_with_parts(requests: Tensor, parts: Tensor, skills: Tensor, part_weig
     `requests` `[W·P, D]`, `parts` `[W·P, V, D]`, `skills` `[C, D]`. A skill need only fit one part of a request: which
     one, nobody has written down, and the maximum finds out (multiple-instance learning, Dietterich et al., 1997).
     """
-    best = (parts.flatten(0, 1) @ skills.T).unflatten(0, parts.shape[:2]).amax(1)
-    return (requests @ skills.T + part_weight * best) / (1 + part_weight)
+    of_parts = (parts.flatten(0, 1) @ skills.T).view(*parts.shape[:2], -1)
+    scores: Tensor = (requests @ skills.T + part_weight * of_parts.amax(1)) / (1 + part_weight)
+    return scores
 
 
 def ranking_loss(scores: Tensor, excluded: Tensor, mine: Tensor, *, scale: float, symmetric: bool) -> Tensor:
@@ -60,10 +61,8 @@ def nested(loss_of: Callable[..., Tensor], rows: Sequence[Tensor], dims: Sequenc
 
     Matryoshka representation learning, Kusupati et al., 2022, arXiv 2205.13147.
     """
-    losses = [loss_of(*rows)]
-    for dim in dims:
-        losses.append(loss_of(*(functional.normalize(each[..., :dim], dim=-1) for each in rows)))
-    return torch.stack(losses).mean()
+    cut = [[functional.normalize(each[..., :dim], dim=-1) for each in rows] for dim in dims]
+    return torch.stack([loss_of(*each) for each in (rows, *cut)]).mean()
 
 
 def listwise_loss(logits: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def write_stock(out: Path, base: Base, card: ModelCard) -> ModelCard:
     (family.open_embedder if card.role == "embedder" else family.open_reranker)(base.folder)
     with published_folder(out) as draft:
         _write_whole(draft / WEIGHTS, weight_files(base.folder))
-        architectures = {"architectures": [family.architectures[card.role]]}
+        architectures = {"architectures": [family.classes[card.role].__name__]}
         _write_config(draft, read_json(base.folder / "config.json") | architectures)
         _write_tokenizer(draft, base.folder)
         return write_card(draft, card)

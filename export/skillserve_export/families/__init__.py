@@ -5,32 +5,22 @@ A family is one small module with an entry in `FAMILIES`, keyed by `model_type` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-
-from torch import nn
-
 from skillserve.card import ModelCard
 from skillserve.errors import ContractError
-from skillserve_export.families import bert
+from skillserve_export.families.bert import Bert
+from skillserve_export.families.family import Family
+from skillserve_export.families.modernbert import ModernBert
+from skillserve_export.families.qwen3 import Qwen3
+from skillserve_export.families.xlm_roberta import XlmRoberta
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What the export needs to know about an architecture."""
-
-    load: Callable[[Path, ModelCard], nn.Module]
-    """Weights folder and card → the transformers model, in evaluation mode."""
-    packed: Callable[[nn.Module, ModelCard, Path, int], nn.Module]
-    """That model, card, weights folder and `max_request_tokens` → a module of the wire contract."""
-    padded: Callable[[nn.Module, ModelCard, Path], nn.Module]
-    """That model, card and weights folder → a module of the padded layout."""
-
-
-FAMILIES: dict[str, Family] = {"bert": Family(load=bert.load, packed=bert.packed, padded=bert.padded)}
+FAMILIES: dict[str, Family] = {
+    "bert": Bert(),
+    "modernbert": ModernBert(),
+    "qwen3": Qwen3(),
+    "xlm-roberta": XlmRoberta(),
+}
 
 
 def family_of(card: ModelCard) -> Family:

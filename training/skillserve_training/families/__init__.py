@@ -13,12 +13,19 @@ from skillserve.errors import ConfigError
 from skillserve_training.base import MINILM
 from skillserve_training.families.bert import Bert
 from skillserve_training.families.family import Family
+from skillserve_training.families.modernbert import ModernBert
 from skillserve_training.families.qwen3 import Qwen3
+from skillserve_training.families.xlm_roberta import XlmRoberta
 from skillserve_training.files import read_json
 
 __all__ = ["FAMILIES", "Family", "family_in", "family_of"]
 
-FAMILIES: dict[str, Family] = {"bert": Bert(), "qwen3": Qwen3()}
+FAMILIES: dict[str, Family] = {
+    "bert": Bert(),
+    "modernbert": ModernBert(),
+    "qwen3": Qwen3(),
+    "xlm-roberta": XlmRoberta(),
+}
 
 
 def family_in(folder: Path) -> Family:

@@ -27,8 +27,7 @@ class Family(ABC):
 
     config: ClassVar[type[PretrainedConfig]]
     """Reads config.json; what the file leaves out has the architecture's defaults."""
-    architectures: ClassVar[dict[Role, str]]
-    """Classes of transformers, as config.json names them."""
+    classes: ClassVar[dict[Role, type[PreTrainedModel]]]
     frames: ClassVar[dict[Role, str]]
     frame_tokens: ClassVar[dict[Role, tuple[str, ...]]]
     """Tokens of the frames that a tokenizer must know."""
@@ -37,6 +36,10 @@ class Family(ABC):
     score_kind: ClassVar[ScoreKind]
     prompts: ClassVar[tuple[str, str] | None] = None
     """(query prompt, document prompt) that its recipe prescribes; none: those of the base."""
+
+    def most_tokens(self, config: PretrainedConfig) -> int:
+        """Longest sequence that a model has positions for."""
+        return int(config.max_position_embeddings)
 
     @abstractmethod
     def open_embedder(self, folder: Path) -> PreTrainedModel:

@@ -31,7 +31,7 @@ class Qwen3(Family):
     """Qwen3, as Qwen3-Embedding, Qwen3-Reranker and what SkillRet made of them."""
 
     config = Qwen3Config
-    architectures: ClassVar[dict[Role, str]] = {"embedder": "Qwen3Model", "reranker": "Qwen3ForCausalLM"}
+    classes: ClassVar[dict[Role, type[PreTrainedModel]]] = {"embedder": Qwen3Model, "reranker": Qwen3ForCausalLM}
     frames: ClassVar[dict[Role, str]] = {"embedder": QWEN3_SINGLE_FRAME, "reranker": QWEN3_PAIR_FRAME}
     frame_tokens: ClassVar[dict[Role, tuple[str, ...]]] = {
         "embedder": ("<|endoftext|>",),
@@ -43,11 +43,11 @@ class Qwen3(Family):
 
     def open_embedder(self, folder: Path) -> PreTrainedModel:
         """The decoder; a language model's head beside it is left out."""
-        return load(Qwen3Model, folder, config=_NO_DROPOUT)
+        return load(self.classes["embedder"], folder, config=_NO_DROPOUT)
 
     def open_reranker(self, folder: Path, *, new_head: bool = False) -> PreTrainedModel:  # noqa: ARG002
         """A language model: it can say `yes` and `no` already, so no head is ever new."""
-        return load(Qwen3ForCausalLM, folder, config=_NO_DROPOUT)
+        return load(self.classes["reranker"], folder, config=_NO_DROPOUT)
 
     def score_tokens(self, folder: Path) -> tuple[int, ...]:
         """The answers `yes` and `no`, each a single token."""

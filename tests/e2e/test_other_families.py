@@ -1,0 +1,79 @@
+"""Models of other families, from a published base to the real server's answers; one of them in two files."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModel, AutoModelForCausalLM
+
+from skillserve.card import read_card
+from skillserve.settings import ClientSettings, ExportSettings
+from skillserve.tensors import Ids
+from skillserve_client import Triton
+from skillserve_export import export_model, graph
+from skillserve_export.files import write_whole
+
+TOLERANCE = 1e-5
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def bases(make_base: Callable[..., Path]) -> dict[str, Path]:
+    """An embedder and a reranker that are nothing like BERT."""
+    return {"embedder": make_base("modernbert", "embedder"), "reranker": make_base("qwen3", "reranker")}
+
+
+@pytest.fixture(scope="module")
+def triton(
+    bases: dict[str, Path],
+    skillserve: Callable[..., subprocess.CompletedProcess[str]],
+    serve: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Triton]:
+    """A client of a server that serves both."""
+    folder = tmp_path_factory.mktemp("families")
+    repository = folder / "models"
+    for role, base in bases.items():
+        weights = folder / role
+        command = ["card", "--base", str(base), "--role", role, "--out", str(weights)]
+        skillserve(*command, "--max-tokens", "200" if role == "embedder" else "400")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(graph, "write_whole", functools.partial(write_whole, one_file_bytes=20_000))
+            export_model(weights, ExportSettings(repository=repository))
+        assert (repository / f"skill_{role}" / "1" / "model.onnx.data").is_file()
+    with serve(repository) as server, Triton(ClientSettings(url=server.url)) as client:
+        assert client.served("reranker").digest == read_card(repository / "skill_reranker").digest
+        yield client
+
+
+def sequences(most: int) -> list[Ids]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 300, n).astype(np.int32) for n in (1, most, 9, 77)]
+
+
+def test_embeddings_of_a_modernbert_are_transformers_own(triton: Triton, bases: dict[str, Path]) -> None:
+    model = AutoModel.from_pretrained(bases["embedder"]).eval()
+    with torch.no_grad():
+        first = [model(input_ids=torch.from_numpy(ids[None]).long())[0][0, 0] for ids in sequences(200)]
+    wanted = torch.nn.functional.normalize(torch.stack(first), dim=-1)
+    np.testing.assert_allclose(triton.infer("embedder", sequences(200)), wanted.numpy(), rtol=0, atol=TOLERANCE)
+
+
+def test_scores_of_a_qwen3_are_the_gaps_of_its_logits(triton: Triton, bases: dict[str, Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(bases["reranker"]).eval()
+    tokenizer = Tokenizer.from_file(str(bases["reranker"] / "tokenizer.json"))
+    yes, no = (tokenizer.token_to_id(answer) for answer in ("yes", "no"))
+    with torch.no_grad():
+        last = [model(input_ids=torch.from_numpy(ids[None]).long()).logits[0, -1] for ids in sequences(400)]
+    wanted = torch.stack([logits[yes] - logits[no] for logits in last]).numpy()
+    found = triton.infer("reranker", sequences(400))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE * max(1.0, float(np.abs(wanted).max())))

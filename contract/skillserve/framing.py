@@ -231,7 +231,7 @@ class EmbedderTokens:
     def queries_and_parts(self, texts: Sequence[str], *, parts: bool) -> list[list[CutText]]:
         """Framed ids of many requests, and where `parts` are wanted those of each one's parts behind it.
 
-        A part is read as a request is, prompt included; one that the tokenizer finds nothing in is left out.
+        A part is read as a request is, prompt included; for one that the tokenizer finds nothing in, the request is.
         """
         pieces = [(text, *(request_parts(text) if parts else ())) for text in texts]
         cuts = iter(self._read([piece for of_one in pieces for piece in of_one]))
@@ -245,7 +245,7 @@ class EmbedderTokens:
                     wanted="a request in words",
                     fix="Say what the skill should do: skillserve search 'resize images in a folder'",
                 )
-            found.append([whole, *(part for part in others if part is not None)])
+            found.append([whole, *(whole if part is None else part for part in others)])
         return found
 
     def skills(self, skills: Sequence[Skill]) -> list[Ids]:

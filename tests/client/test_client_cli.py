@@ -141,7 +141,9 @@ def test_a_hybrid_bundle_is_one_flag_and_searching_a_plain_one_as_such_is_refuse
     code, out, _ = line.run("index", catalogue, "--lexical-weight", 0.2, "--json")
     assert (code, json.loads(out)["lexical_weight"]) == (0, 0.2)
     assert line.run("search", "merge pdf", "--lexical-weight", 1)[0] == 0
-    assert json.loads(line.run("index", catalogue, "--json")[1])["lexical_weight"] == 0
+    code, out, _ = line.run("index", catalogue, "--part-weight", 1, "--json")
+    assert (code, json.loads(out)["lexical_weight"], json.loads(out)["part_weight"]) == (0, 0, 1)
+    assert line.run("search", "merge pdf", "--part-weight", 0)[0] == 0
     code, _, err = line.run("search", "merge pdf", "--lexical-weight", 1)
     assert code == 2
     assert "skillserve index CATALOGUE --lexical-weight 1" in " ".join(err.split())

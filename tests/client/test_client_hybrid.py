@@ -274,10 +274,15 @@ def test_weights_in_process_and_a_served_hybrid_bundle_rank_alike(
 
     fake.infer = infer
     source = sample_data / "skills" / "test.jsonl"
-    queries = [Query(id=str(i), text=text) for i, text in enumerate(["slow sql query", "Rename my photos", "zzz"])]
-    for weight in (0.0, 0.2, 1.0):
-        build_bundle(source, fake, index=world.model_copy(update={"lexical_weight": weight}))
-        settings = Settings(evaluate=EvaluateSettings(lexical_weight=weight))
+    two_jobs = (
+        "Find the slow sql query. Explain its plan. Add the index. One more thing: rename my photos. By date taken."
+    )
+    texts = ["slow sql query", "Rename my photos", "zzz", two_jobs]
+    queries = [Query(id=str(i), text=text) for i, text in enumerate(texts)]
+    for words, parts in ((0.0, 0.0), (0.2, 0.0), (1.0, 0.0), (0.0, 1.0), (0.2, 0.5)):
+        weights = {"lexical_weight": words, "part_weight": parts}
+        build_bundle(source, fake, index=world.model_copy(update=weights))
+        settings = Settings(evaluate=EvaluateSettings(**weights))
         run = open_system(str(tiny_embedder), settings).rank(queries, read_skills(source), depth=10)
         for query in queries:
             served = search(open_bundle(world.bundles), fake, query.text, top_k=10).hits

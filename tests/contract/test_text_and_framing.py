@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from tokenizers.processors import TemplateProcessing
 
 from skillserve.card import read_card
-from skillserve.framing import RerankerTokens
+from skillserve.errors import QueryError
+from skillserve.framing import EmbedderTokens, RerankerTokens
 from skillserve.records import Skill
 from skillserve.text import Frame, document_text, query_text, skill_text
 
@@ -94,3 +95,24 @@ def test_a_huge_request_is_cut_and_says_so(tokens: RerankerTokens) -> None:
     cut = tokens.query("find " * 20_000)
     assert len(cut.ids) == tokens.card.max_query_tokens
     assert cut.num_cut > 1_000
+
+
+def test_parts_are_read_as_requests_and_the_whole_stands_in_for_those_without_readable_text(
+    tiny_embedder: Path,
+) -> None:
+    """A tokenizer may know less than the rule: this one drops a letter that counts as a word's."""
+    card = read_card(tiny_embedder).model_copy(update={"query_prompt": "find: "})
+    tokenizer = Tokenizer.from_file(str(tiny_embedder / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("ж", ""), tokenizer.normalizer])
+    tokens = EmbedderTokens(card, tokenizer)
+    one, two, three, four, nothing = "find a log.", "plan the sql.", "sort my table.", "read all rows.", "жж ж"
+    head, tail = f"{one} {two} {three}", f"{two} {three} {four}"
+    texts = [f"{one} {two}", f"{head} {four}", f"{head} {four}\n{nothing}\n{nothing}\n{nothing}"]
+    read = tokens.queries_and_parts(texts, parts=True)
+    wanted = [[], [head, tail], [head, tail, f"{three} {four}\n{nothing}", f"{four}\n{nothing}\n{nothing}", texts[2]]]
+    for text, cuts, parts in zip(texts, read, wanted, strict=True):
+        expected = tokens.queries([text, *parts])
+        assert [cut.ids.tolist() for cut in cuts] == [cut.ids.tolist() for cut in expected]
+    assert [len(cuts) for cuts in tokens.queries_and_parts(texts, parts=False)] == [1, 1, 1]
+    with pytest.raises(QueryError):
+        tokens.queries_and_parts([texts[0], nothing], parts=True)

@@ -16,10 +16,13 @@ MOST_POINTS = 0.1
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.parametrize(("rerank_depth", "lexical_weight"), [(0, 0.0), (20, 0.0), (20, 0.2)])
+@pytest.mark.parametrize(
+    ("rerank_depth", "lexical_weight", "part_weight"), [(0, 0.0, 0.0), (20, 0.0, 0.0), (20, 0.2, 0.0), (0, 0.2, 1.0)]
+)
 def test_weights_and_server_agree(
     rerank_depth: int,
     lexical_weight: float,
+    part_weight: float,
     server: Any,
     catalogue: Path,
     bundles: Path,
@@ -29,13 +32,13 @@ def test_weights_and_server_agree(
     tmp_path: Path,
     skillserve: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    if lexical_weight:
-        bundles, models = tmp_path / "hybrid", ("--models", str(server.repository))
-        target = ("--bundles", str(bundles), "--url", server.url, "--lexical-weight", str(lexical_weight))
-        skillserve("index", str(catalogue), *models, *target)
+    first_stage = ("--lexical-weight", str(lexical_weight), "--part-weight", str(part_weight))
+    if lexical_weight or part_weight:
+        bundles, models = tmp_path / "weighted", ("--models", str(server.repository))
+        skillserve("index", str(catalogue), *models, "--bundles", str(bundles), "--url", server.url, *first_stage)
     weights = f"{tiny_embedder}+{tiny_reranker}" if rerank_depth else str(tiny_embedder)
     options = ("--data", str(sample_data), "--pool", "union", "--rerank-depth", str(rerank_depth), "--json")
-    options += ("--lexical-weight", str(lexical_weight))
+    options += first_stage
     where = ("--url", server.url, "--run-out", str(tmp_path))
     done = skillserve("evaluate", weights, f"server:{bundles}", *options, *where, "--resamples", "1000")
     in_process, served = json.loads(done.stdout)["systems"]

@@ -117,6 +117,26 @@ def test_a_hybrid_embedder_ranks_by_cosine_and_words_over_all_skills(
     assert [ranked(run[query.id]) for query in queries] != [ranked(plain[query.id]) for query in queries]
 
 
+def test_an_embedder_ranks_by_a_request_and_its_best_part_with_its_words(
+    tiny_embedder: Path, skills: list[Skill]
+) -> None:
+    """A request of four sentences has two parts; one of fewer counts as its own part."""
+    one, two, three, four = "Slow sql query here.", "Explain its plan.", "Rename my photos.", "Plot the log."
+    asked = [Query(id="long", text=f"{one} {two} {three} {four}"), Query(id="short", text=f"{one} {two}")]
+    texts = {"long": [f"{one} {two} {three}", f"{two} {three} {four}"], "short": [f"{one} {two}"]}
+    settings = Settings(evaluate=EvaluateSettings(lexical_weight=0.2, part_weight=1.5))
+    run = open_system(str(tiny_embedder), settings).rank(asked, skills, depth=DEPTH)
+    for query, near in zip(asked, by_hand(tiny_embedder, asked, skills), strict=True):
+        parts = [Query(id=text, text=text) for text in texts[query.id]]
+        words = BM25().rank(parts, skills, depth=len(skills))
+        lexical = np.array([[words[part.id][skill.id] for skill in skills] for part in parts])
+        of_parts = by_hand(tiny_embedder, parts, skills) + 0.2 * lexical / lexical.max()
+        scores = near + 1.5 * of_parts.max(axis=0)
+        order = np.argsort(-scores, kind="stable")[:DEPTH]
+        assert ranked(run[query.id]) == [skills[place].id for place in order]
+        np.testing.assert_allclose(list(run[query.id].values()), scores[order], atol=1e-5)
+
+
 def test_a_reranker_reorders_the_top_and_leaves_the_rest(
     tiny_embedder: Path,
     tiny_reranker: Path,

@@ -208,23 +208,28 @@ def test_a_rerankers_seed_draws_its_head_again(
     assert one == same != other
 
 
-def test_a_reranker_may_follow_a_hybrid_first_stage(
+def test_a_reranker_follows_the_first_stage_that_it_is_told(
     train: Train, tiny_embedder: Path, tiny_data: Path, tiny_settings: TrainSettings, tmp_path: Path
 ) -> None:
-    """Its hold-out is ranked as `skillserve evaluate --lexical-weight` ranks it."""
+    """Its hold-out is ranked as `skillserve evaluate` ranks it with these weights, parts of long requests included."""
+    path = tiny_data / "queries" / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    long = [row | {"query": f"first {row['query']}. plan it. keep the log. find {row['query'][-5:]}."} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in long))
     train("embedder", epochs=1.0)
     data, embedder = read_training_data(tiny_data), tmp_path / "embedder"
-    settings = tiny_settings.model_copy(update={"epochs": 1.0, "lexical_weight": 3.0})
+    words, both = {"lexical_weight": 3.0}, {"lexical_weight": 3.0, "part_weight": 9.0}
+    settings = tiny_settings.model_copy(update={"epochs": 1.0, **both})
     card = train_reranker(
         data, resolve_base(str(tiny_embedder)), resolve_base(str(embedder)), settings, tmp_path / "out"
     )
     _, to_choose = hold_out(data, share=settings.holdout_share)
-    figures = {}
-    for weight in (0.0, 3.0):
-        system = open_weights(str(embedder), Settings(evaluate=EvaluateSettings(lexical_weight=weight)))
-        figures[weight] = ndcg(system.rank(to_choose.queries, to_choose.skills, depth=100), to_choose)
-    assert card.training["holdout_ndcg_at_10"]["embedder_only"] == pytest.approx(figures[3.0], abs=1e-4)
-    assert figures[0.0] != figures[3.0]
+    figures = []
+    for weights in ({}, words, both):
+        system = open_weights(str(embedder), Settings(evaluate=EvaluateSettings(**weights)))
+        figures.append(ndcg(system.rank(to_choose.queries, to_choose.skills, depth=100), to_choose))
+    assert card.training["holdout_ndcg_at_10"]["embedder_only"] == pytest.approx(figures[-1], abs=1e-4)
+    assert len(set(figures)) == len(figures)
 
 
 def test_a_trained_head_is_gone_on_with(

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from skillserve.framing import EmbedderTokens
-from skillserve.parts import request_parts
 from skillserve.records import Skill
 from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
@@ -62,15 +61,16 @@ class EmbedderTexts:
 def tokenise(data: TrainingData, tokens: EmbedderTokens, settings: TrainSettings) -> EmbedderTexts:
     """Requests and skills as the card of `tokens` has them read; what the settings do not use is not tokenised."""
     position = {skill.id: i for i, skill in enumerate(data.skills)}
+    read = tokens.queries_and_parts([query.text for query in data.queries], parts=settings.part_weight > 0)
     texts = EmbedderTexts(
-        requests=[cut.ids for cut in tokens.queries([query.text for query in data.queries])],
+        requests=[whole.ids for whole, *_ in read],
         golds=[frozenset(position[skill] for skill in data.golds[query.id]) for query in data.queries],
         documents=tokens.skills(data.skills),
         skill_of=list(range(len(data.skills))),
         real=[],
         described=[],
         sections=[],
-        parts=_parts([query.text for query in data.queries], tokens, settings),
+        parts=[[part.ids for part in parts] for _, *parts in read],
     )
     texts.real.extend((request, skill) for request, golds in enumerate(texts.golds) for skill in sorted(golds))
     if settings.catalogue_share:
@@ -83,13 +83,6 @@ def tokenise(data: TrainingData, tokens: EmbedderTokens, settings: TrainSettings
         heads = dict(zip(divided, tokens.skills([replace(data.skills[i], body="") for i in divided]), strict=True))
         texts.sections.extend(_add(texts, tokens, parts, [heads[i] for i, _ in parts]))
     return texts
-
-
-def _parts(requests: Sequence[str], tokens: EmbedderTokens, settings: TrainSettings) -> list[list[Ids]]:
-    """Framed parts of each request."""
-    texts = [request_parts(request) if settings.part_weight else () for request in requests]
-    framed = iter(tokens.queries([part for parts in texts for part in parts]))
-    return [[next(framed).ids for _ in parts] for parts in texts]
 
 
 def _add(

@@ -29,8 +29,12 @@ def command(settings: Any, *more: str) -> list[str]:
 
 @contextmanager
 def running(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """The command as a child that never outlives its test."""
-    child = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """The command as a child that never outlives its test, and that hears SIGHUP even where these tests do not."""
+    heard = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a child inherits what is ignored, such as under nohup
+    try:
+        child = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, heard)
     try:
         yield child
     finally:

@@ -7,6 +7,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from skillserve.tensors import Precision
+
 __all__ = [
     "BenchSettings",
     "CalibrateSettings",
@@ -156,6 +158,14 @@ class ExportSettings(Section):
     attention_core: Literal["loop", "gather"] = Field(
         "loop",
         description="`loop` visits sequence after sequence (best on CPU), `gather` pads inside attention only (GPU)",
+    )
+    precision: Precision = Field(
+        "fp32",
+        description="what the graph computes in: fp32, int8 for CPUs, bf16 or fp16 for GPUs; below fp32 rankings are "
+        "judged as with --gate, on --data or else the sample",
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where the graph is run to be judged; what does not run there is not written"
     )
     max_batch_size: int = Field(64, ge=1, description="requests that the server may join in one execution")
     max_queue_delay_microseconds: int = Field(

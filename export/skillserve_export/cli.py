@@ -25,14 +25,20 @@ __all__ = ["export", "verify"]
 Weights = Annotated[Path, typer.Argument(help="weights folder with model.safetensors, tokenizer.json and card.json")]
 Data = Annotated[
     Path | None,
-    typer.Option(help="folder in SkillRet's layout whose test split is asked; not set: random words"),
+    typer.Option(
+        help="folder in SkillRet's layout whose test split is asked; not set: random words, and for "
+        "rankings below fp32 the sample of a clone"
+    ),
 ]
 LayoutFlag = Annotated[
     Literal["packed", "padded"], typer.Option("--layout", help="`padded` is for TensorRT and for comparisons")
 ]
 GateFlag = Annotated[
     bool,
-    typer.Option("--gate", help="also judge rankings: top-1, top-10 overlap and NDCG@10 beside the fp32 reference"),
+    typer.Option(
+        "--gate",
+        help="also judge rankings: top-1, top-10 overlap and NDCG@10 beside the fp32 reference; below fp32 always",
+    ),
 ]
 RunFile = Annotated[
     Path | None,
@@ -65,6 +71,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Turn weights into a packed graph, gate it, write the model repository."""
+    gate = gate or settings.export.precision != "fp32"
     _refuse_alone({"--run": run, "--report": report}, gate=gate)
     with progress("export", NUM_STEPS) as bar:
         ranks = (
@@ -78,7 +85,12 @@ def export(
 
 
 @with_settings(
-    "export.repository", "export.version", "export.max_graph_gib", "export.gate_requests", "export.gate_depth"
+    "export.repository",
+    "export.device",
+    "export.version",
+    "export.max_graph_gib",
+    "export.gate_requests",
+    "export.gate_depth",
 )
 def verify(
     weights: Weights,

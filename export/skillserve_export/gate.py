@@ -20,23 +20,27 @@ from pathlib import Path
 import numpy as np
 
 from skillserve.card import ModelCard, read_card
+from skillserve.errors import UsageError
 from skillserve.gate import Gate
 from skillserve.runs import require_writable
 from skillserve.scoring import Rows, Scorer, open_server
 from skillserve.settings import ClientSettings, ExportSettings
-from skillserve.tensors import MODEL_NAMES
+from skillserve.tensors import MODEL_NAMES, Precision
 from skillserve_export.families import family_of
 from skillserve_export.gate_report import REPORT_FILE, write_report
 from skillserve_export.gate_requests import GateRequests, load_requests
 from skillserve_export.graph import export_stock
-from skillserve_export.parity import TOP_K, Check
+from skillserve_export.parity import TOP_K, Check, where_overflows
 from skillserve_export.ranks import RankFigures, measure_ranks
 from skillserve_export.sample import tokens_of_scores
-from skillserve_export.scorers import StockScorer
+from skillserve_export.scorers import GraphScorer, StockScorer
 from skillserve_export.stock import StockGraph
 from skillserve_export.verdict import Verdict
 
-__all__ = ["RankGate", "Tell", "judge_ranks", "judge_server"]
+__all__ = ["RankGate", "Tell", "judge_ranks", "judge_server", "judged_data"]
+
+_SAMPLE = Path("examples/sample")
+"""In a clone."""
 
 Tell = Callable[[str], None]
 """Called with what is being done."""
@@ -48,7 +52,7 @@ class RankGate:
 
     settings: ExportSettings
     data: Path | None = None
-    """Folder in SkillRet's layout; None asks with random words, which nobody judged."""
+    """Folder in SkillRet's layout; None takes what `judged_data` finds, or random words, which nobody judged."""
     run: Path | None = None
     """Candidates for a reranker; None takes those of the repository's embedder."""
     report: Path | None = None
@@ -65,7 +69,8 @@ class RankGate:
     def judge(self, card: ModelCard, weights: Path, candidate: Scorer, stock: StockGraph) -> Verdict:
         """Compare, write the report, return the verdict; only `Verdict.require` raises for a failed gate."""
         self.tell("reading the gate's requests")
-        requests = load_requests(card, weights, self.settings, data=self.data, run=self.run)
+        data = judged_data(self.data, candidate.precision)
+        requests = load_requests(card, weights, self.settings, data=data, run=self.run)
         reference = StockScorer(graph=stock, tokens=tokens_of_scores(card, weights, requests.sequences))
         verdict = judge_ranks(card, candidate, reference, requests, self.tell)
         own = f"{MODEL_NAMES[card.role]}-{candidate.precision}-{card.short_digest}"
@@ -76,6 +81,23 @@ class RankGate:
         return verdict.reported(folder)
 
 
+def judged_data(data: Path | None, precision: Precision) -> Path | None:
+    """The requests that a precision is judged on; UsageError if it needs some and there are none.
+
+    Random words are about as near to one skill as to the next: roundings that real requests survive reorder them.
+    """
+    if data is not None or precision == "fp32":
+        return data
+    if _SAMPLE.is_dir():
+        return _SAMPLE
+    raise UsageError(
+        f"rank gate of precision `{precision}`",
+        got=f"no --data, and no `{_SAMPLE}` here",
+        wanted="judged requests: what rounding costs is seen in their rankings",
+        fix="Name them: --data FOLDER, in SkillRet's layout.",
+    )
+
+
 def judge_ranks(
     card: ModelCard, candidate: Scorer, reference: Scorer, requests: GateRequests, tell: Tell = lambda _: None
 ) -> Verdict:
@@ -84,7 +106,7 @@ def judge_ranks(
     wanted = _score(reference, requests, "reference", tell)
     gate = card.gate(candidate.precision)
     figures = None
-    checks = [_finite(found, wanted)]
+    checks = [_finite(candidate, requests, found, wanted)]
     if checks[0].passed:
         tell("comparing rankings")
         figures = measure_ranks(requests, found, wanted)
@@ -122,10 +144,12 @@ def _score(scorer: Scorer, requests: GateRequests, role: str, tell: Tell) -> Row
     return scorer.score(requests.sequences, progress=count)
 
 
-def _finite(found: Rows, wanted: Rows) -> Check:
+def _finite(candidate: Scorer, requests: GateRequests, found: Rows, wanted: Rows) -> Check:
     bad = [int((~np.isfinite(rows)).sum()) for rows in (found, wanted)]
     fits = found.shape == wanted.shape
     detail = f"{bad[0]} of the candidate's numbers and {bad[1]} of the reference's are not finite"
+    if fits and bad[0] and isinstance(candidate, GraphScorer):
+        detail += where_overflows(candidate.graph, requests.sequences, found)
     if not fits:
         detail += f"; shape {found.shape} for {wanted.shape}"
     return Check("finite scores", fits and not any(bad), float(sum(bad)), 0.0, detail)

@@ -15,8 +15,9 @@ from skillserve.publish import sha256_of
 from skillserve.settings import ExportSettings
 from skillserve.tensors import Layout, Precision
 from skillserve_export.config import GRAPH_FILE
-from skillserve_export.parity import PackedGraph, PaddedGraph
+from skillserve_export.precision import require_runnable
 from skillserve_export.scorers import GraphScorer
+from skillserve_export.served import PackedGraph, PaddedGraph
 
 __all__ = ["EXPORT_FILE", "GRAPHS", "ExportRecord", "check_servable", "digests", "read_record"]
 
@@ -40,11 +41,15 @@ class ExportRecord(BaseModel):
     versions: dict[str, str]
 
     def open(self, folder: Path, card: ModelCard, settings: ExportSettings) -> GraphScorer:
-        """The graph of the folder that this record describes; raises RepositoryError for one that is not sound."""
+        """The graph of the folder that this record describes, on the device of the settings.
+
+        Raises RepositoryError for one that is not sound, UsageError for one that the device cannot run.
+        """
+        require_runnable(self.precision, settings.device)
         path = folder / str(settings.version) / GRAPH_FILE
         checked = check_servable(path, self.precision, settings)
         return GraphScorer(
-            graph=GRAPHS[self.layout](path),
+            graph=GRAPHS[self.layout](path, settings.device),
             card=card,
             layout=self.layout,
             precision=self.precision,

@@ -42,29 +42,27 @@ from skillserve.tensors import (
 from skillserve_export.config import GRAPH_FILE, WARMUP_FOLDER, Stamp, model_config, to_pbtxt
 from skillserve_export.families import family_of
 from skillserve_export.files import move_graph
-from skillserve_export.gate import RankGate
+from skillserve_export.gate import RankGate, judged_data
 from skillserve_export.graph import export_packed, export_padded, export_stock
-from skillserve_export.parity import Check, ServedGraph, check_parity, require
+from skillserve_export.parity import Check, check_parity, require
+from skillserve_export.precision import lower, require_runnable
 from skillserve_export.record import EXPORT_FILE, GRAPHS, ExportRecord, check_servable, digests, read_record
 from skillserve_export.sample import ParitySample, load_sample
 from skillserve_export.scorers import GraphScorer
+from skillserve_export.served import ServedGraph
 from skillserve_export.stock import StockGraph
 from skillserve_export.verdict import Verdict
 
 __all__ = ["NUM_STEPS", "Exported", "export_model", "verify_model"]
 
 NUM_STEPS = 9
-"""How often `export_model` calls `advance`: load, packed, stock, six checks."""
+"""How often `export_model` calls `advance`: load, graph, stock, then six checks, or another precision and five."""
 
 _PROBE_SEQUENCES = 2
 _PROBE_NUMBERS = 5
 PROBE_TOLERANCE = 5e-3
 """Wide enough for another processor's rounding and half precision, narrow enough for wrong weights: numbers of
 a unit vector of 384 dimensions are 0.05 on average."""
-
-
-_PRECISION: Precision = "fp32"
-"""What the exporters of `skillserve_export.graph` compute in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ class Exported:
     folder: Path
     checks: list[Check]
     verdict: Verdict | None = None
-    """The rank gate's, where it was asked."""
+    """The rank gate's, where it was asked or had to be."""
 
 
 def export_model(
@@ -89,8 +87,12 @@ def export_model(
 ) -> Exported:
     """Export, gate and write one model; raises ParityError or CardError and then leaves the repository alone.
 
-    With `gate`, rankings are judged as well, and its report is written also where the graph is not.
+    With `gate`, and below float32 always, rankings are judged as well, and the report is written also where the graph
+    is not.
     """
+    precision = settings.precision
+    require_runnable(precision, settings.device)
+    gate = _required(gate, settings, data, precision)
     card = read_card(weights, verify_weights=True)
     family = family_of(card)
     with tempfile.TemporaryDirectory(prefix="skillserve-export-") as scratch_name:
@@ -102,22 +104,22 @@ def export_model(
             export_packed(module, card, settings.attention_core, scratch / GRAPH_FILE)
         else:
             export_padded(family.padded(model, card, weights), card, scratch / GRAPH_FILE)
+        if precision != "fp32":
+            advance(f"rewriting it in {precision}")
+            words = load_sample(card, weights, None)
+            lower(scratch / GRAPH_FILE, precision, card, words.sequences, GRAPHS[layout].feeds)
         advance("exporting the reference")
         export_stock(model, card, scratch / "stock.onnx")
         advance("checking parity")
         sample = load_sample(card, weights, data)
-        graph = GRAPHS[layout](scratch / GRAPH_FILE)
+        graph = GRAPHS[layout](scratch / GRAPH_FILE, settings.device)
         stock = StockGraph(scratch / "stock.onnx", card)
-        checks = check_parity(graph, stock, card, sample, lambda: advance("checking parity"))
-        require(
-            checks,
-            f"{layout} graph of `{card.name}`",
-            fix="Nothing was written. Export again; if it persists, this architecture or runtime is not supported.",
-        )
+        checks = check_parity(graph, stock, card, sample, lambda: advance("checking parity"), precision=precision)
+        require(checks, f"{layout} {precision} graph of `{card.name}`", fix=_advice(precision))
         verdict = None
         if gate is not None:
-            digest = check_servable(scratch / GRAPH_FILE, _PRECISION, settings).digest()
-            scorer = GraphScorer(graph=graph, card=card, layout=layout, precision=_PRECISION, graph_digest=digest)
+            digest = check_servable(scratch / GRAPH_FILE, precision, settings).digest()
+            scorer = GraphScorer(graph=graph, card=card, layout=layout, precision=precision, graph_digest=digest)
             verdict = gate.judge(card, weights, scorer, stock)
             verdict.require(fix="Nothing was written. Choose another precision, or set its limits in the card.")
         probe = _probe(card, graph, sample)
@@ -125,8 +127,8 @@ def export_model(
         with published_folder(folder) as draft:
             (draft / str(settings.version)).mkdir()
             move_graph(scratch / GRAPH_FILE, draft / str(settings.version))
-            checked = check_servable(draft / str(settings.version) / GRAPH_FILE, _PRECISION, settings)
-            stamp = Stamp(layout=layout, precision=_PRECISION, graph_digest=checked.digest())
+            checked = check_servable(draft / str(settings.version) / GRAPH_FILE, precision, settings)
+            stamp = Stamp(layout=layout, precision=precision, graph_digest=checked.digest())
             for name in (CARD_FILE, "tokenizer.json"):
                 shutil.copyfile(weights / name, draft / name)
             (draft / "config.pbtxt").write_text(to_pbtxt(model_config(card, settings, stamp, probe)))
@@ -147,7 +149,7 @@ def verify_model(
 ) -> Exported:
     """Check the graph that stands in the repository against its weights; writes nothing but the report of `gate`.
 
-    Rankings are judged only if the graph reproduces its weights.
+    Rankings are judged if the graph reproduces its weights, and `gate` is given or the graph is below float32.
     """
     card = read_card(weights, verify_weights=True)
     folder = settings.repository / MODEL_NAMES[card.role]
@@ -159,6 +161,7 @@ def verify_model(
             wanted=f"one of {card.short_digest}, the weights in `{weights}`",
             fix=f"Export them: skillserve export {weights} --repository {settings.repository}",
         )
+    gate = _required(gate, settings, data, record.precision)
     with tempfile.TemporaryDirectory(prefix="skillserve-verify-") as scratch_name:
         reference = Path(scratch_name) / "stock.onnx"
         advance("exporting the reference")
@@ -167,11 +170,29 @@ def verify_model(
         sample = load_sample(card, weights, data)
         candidate = record.open(folder, card, settings)
         stock = StockGraph(reference, card)
-        checks = check_parity(candidate.graph, stock, card, sample, lambda: advance("checking parity"))
+        checks = check_parity(
+            candidate.graph, stock, card, sample, lambda: advance("checking parity"), precision=record.precision
+        )
         verdict = None
         if gate is not None and all(check.passed for check in checks):
             verdict = gate.judge(card, weights, candidate, stock)
     return Exported(card, folder, checks, verdict)
+
+
+def _required(
+    gate: RankGate | None, settings: ExportSettings, data: Path | None, precision: Precision
+) -> RankGate | None:
+    """The gate that was asked for, or the one that a precision has to pass unasked."""
+    if precision == "fp32":
+        return gate
+    judged_data(data, precision)
+    return gate or RankGate(settings=settings, data=data)
+
+
+def _advice(precision: Precision) -> str:
+    if precision == "fp32":
+        return "Nothing was written. Export again; if it persists, this architecture or runtime is not supported."
+    return "Nothing was written. Choose another precision: --precision fp32 is exact."
 
 
 def _probe(card: ModelCard, graph: ServedGraph, sample: ParitySample) -> Probe:

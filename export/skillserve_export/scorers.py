@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import numpy as np
 
 from skillserve.card import ModelCard
 from skillserve.scoring import Progress, Rows
 from skillserve.tensors import Ids, Precision, token_budget_batches
-from skillserve_export.parity import ServedGraph
+from skillserve_export.device import runtime
+from skillserve_export.served import ServedGraph
 from skillserve_export.stock import StockGraph
 
 __all__ = ["GraphScorer", "StockScorer"]
@@ -38,7 +38,7 @@ class GraphScorer:
     def facts(self) -> Mapping[str, str]:
         """What it is, and on what it runs."""
         return {
-            "runtime": f"onnxruntime {version('onnxruntime')}",
+            "runtime": runtime(self.graph.device),
             "digest": self.card.digest,
             "graph_digest": self.graph_digest,
             "layout": self.layout,
@@ -66,7 +66,7 @@ class StockScorer:
     @property
     def facts(self) -> Mapping[str, str]:
         """What it is, and on what it runs."""
-        return {"runtime": f"onnxruntime {version('onnxruntime')}", "digest": self.graph.card.digest}
+        return {"runtime": runtime("cpu"), "digest": self.graph.card.digest}
 
     def score(self, sequences: Sequence[Ids], *, progress: Progress | None = None) -> Rows:
         """Rows in the order of the sequences."""

@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
-from onnx import checker
 
 from skillserve.card import ModelCard
-from skillserve.graph_file import check_graph
 from skillserve.tensors import ATTENTION_MASK, INPUT_IDS, Ids
+from skillserve_export.device import open_checked
 
-__all__ = ["BATCH_TOKENS", "Rows", "StockGraph", "neighbours", "open_session", "padded"]
+__all__ = ["BATCH_TOKENS", "Rows", "StockGraph", "neighbours", "padded"]
 
 Rows = npt.NDArray[np.float32]
 """`[n, D]` embeddings or `[n]` scores."""
@@ -37,7 +35,7 @@ class StockGraph:
     """Optimum's stock export in ONNX Runtime."""
 
     def __init__(self, path: Path, card: ModelCard) -> None:
-        self.session = open_session(path)
+        self.session = open_checked(path)
         self.card = card
 
     def run(self, sequences: Sequence[Ids], tokens: Sequence[int] = ()) -> Rows:
@@ -110,11 +108,3 @@ def padded(sequences: Sequence[Ids], kind: type[np.integer[Any]]) -> tuple[npt.N
     ids_BL = np.zeros(mask_BL.shape, kind)
     ids_BL[mask_BL] = np.concatenate(sequences)
     return ids_BL, mask_BL.astype(kind)
-
-
-def open_session(path: Path) -> ort.InferenceSession:
-    """ONNX Runtime on the CPU, for a graph whose files were checked; RepositoryError."""
-    check_graph(path, checker=checker.check_model)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -60,7 +60,7 @@ def test_a_candidate_that_ranks_otherwise_is_not_written_and_its_report_is(
         onnx.save(model, output)
 
     monkeypatch.setattr(repository, "export_packed", rounded)
-    monkeypatch.setattr(repository, "check_parity", lambda *_: [])
+    monkeypatch.setattr(repository, "check_parity", lambda *_, **__: [])
     models, report = tmp_path / "models", tmp_path / "report"
     code, told = _run(
         capsys, "export", tiny_embedder, "--repository", models, "--data", sample_data, "--gate", "--report", report

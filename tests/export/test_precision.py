@@ -1,0 +1,168 @@
+"""Other precisions of every family, layout and core: what is rounded, what is not; that company does not matter."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
+
+from skillserve.card import ModelCard, read_card
+from skillserve.tensors import Layout, Precision
+from skillserve_export.families import family_of
+from skillserve_export.graph import export_packed, export_padded, export_stock
+from skillserve_export.parity import ROUNDED_TOLERANCE, SCORE_SLACK, check_parity
+from skillserve_export.precision import lower
+from skillserve_export.record import GRAPHS
+from skillserve_export.sample import ParitySample, load_sample
+from skillserve_export.served import ServedGraph
+from skillserve_export.stock import StockGraph
+
+CASES: dict[str, tuple[Any, ...]] = {
+    "bert-mean": ("bert", "embedder", "mean", 60),
+    "bert-score": ("bert", "reranker", None, 60),
+    "xlm-roberta-cls": ("xlm-roberta", "embedder", "cls", 64),
+    "modernbert-mean": ("modernbert", "embedder", "mean", 140),
+    "modernbert-score": ("modernbert", "reranker", None, 140),
+    "qwen3-last": ("qwen3", "embedder", "last", 140),
+    "qwen3-gap": ("qwen3", "reranker", None, 300),
+}
+"""Family, role, pooling, longest sequence."""
+
+LAYERS = {"bert": 12, "xlm-roberta": 12, "modernbert": 16, "qwen3": 14}
+"""Linear layers in the encoder of each: 6 a layer of BERT, 4 of ModernBERT, 7 of Qwen3."""
+
+KINDS = ("loop", "gather", "padded")
+
+
+class Subject(NamedTuple):
+    """A random model, its graphs in float32 by kind, and what they are compared with."""
+
+    card: ModelCard
+    graphs: dict[str, Path]
+    stock: StockGraph
+    sample: ParitySample
+
+    def lowered(self, kind: str, precision: Precision, folder: Path) -> ServedGraph:
+        """One of the graphs in another precision."""
+        layout: Layout = "padded" if kind == "padded" else "packed"
+        path = folder / f"{kind}-{precision}.onnx"
+        shutil.copyfile(self.graphs[kind], path)
+        lower(path, precision, self.card, self.sample.sequences, GRAPHS[layout].feeds)
+        return GRAPHS[layout](path)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def subject(
+    request: pytest.FixtureRequest, make_weights: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Subject:
+    """One case."""
+    family, role, pooling, max_tokens = CASES[request.param]
+    weights = make_weights(family, role, pooling, max_tokens=max_tokens, seed=3)
+    card = read_card(weights)
+    exporter = family_of(card)
+    model = exporter.load(weights, card)
+    folder = tmp_path_factory.mktemp("graphs")
+    graphs = {kind: folder / f"{kind}.onnx" for kind in KINDS}
+    export_packed(exporter.packed(model, card, weights, 20_000), card, "loop", graphs["loop"])
+    export_packed(exporter.packed(model, card, weights, 20_000), card, "gather", graphs["gather"])
+    export_padded(exporter.padded(model, card, weights), card, graphs["padded"])
+    export_stock(model, card, folder / "stock.onnx")
+    return Subject(card, graphs, StockGraph(folder / "stock.onnx", card), load_sample(card, weights, None))
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lower_precision_is_near_its_weights_and_the_same_in_any_company(
+    subject: Subject, kind: str, precision: Precision, tmp_path: Path
+) -> None:
+    graph = subject.lowered(kind, precision, tmp_path)
+    checks = check_parity(graph, subject.stock, subject.card, subject.sample, precision=precision)
+    assert [check.name for check in checks if not check.passed] == []
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16", "bf16"])
+def test_every_layer_of_the_encoder_is_lowered_and_the_head_is_not(
+    subject: Subject, precision: Precision, tmp_path: Path
+) -> None:
+    card, path = subject.card, tmp_path / "model.onnx"
+    for kind in KINDS:
+        shutil.copyfile(subject.graphs[kind], path)
+        layout: Layout = "padded" if kind == "padded" else "packed"
+        lower(path, precision, card, subject.sample.sequences, GRAPHS[layout].feeds)
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+        assert {node.domain for node in model.graph.node} == {""}
+        assert (model.ir_version, model.opset_import[0].version) == (8, 17)
+        kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+        weights = Counter(
+            kinds[node.input[1]]
+            for node in model.graph.node
+            if node.op_type in {"MatMul", "Gemm", "MatMulInteger"} and kinds.get(node.input[1])
+        )
+        head = {"bert": 2, "xlm-roberta": 2, "modernbert": 2, "qwen3": 0}[card.family] if card.dim is None else 0
+        lowered = {"int8": TensorProto.INT8, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[precision]
+        assert weights == Counter({lowered: LAYERS[card.family], TensorProto.FLOAT: head})
+        # Beside the layers only the table of words: positions and rotary angles stay exact.
+        assert sum(kind == lowered for kind in kinds.values() if kind != TensorProto.FLOAT) >= LAYERS[card.family] + 1
+
+
+MOVERS = {"Cast", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_in_products_only(subject: Subject, kind: str, tmp_path: Path) -> None:
+    """By the types that ONNX infers: norms, softmax, activations, rotary positions and pooling never see it."""
+    subject.lowered(kind, "fp16", tmp_path)
+    model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / f"{kind}-fp16.onnx"))
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    kinds |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    seen = {node.op_type for node in model.graph.node for name in node.input if kinds.get(name) == TensorProto.FLOAT16}
+    assert seen <= MOVERS | {"MatMul", "Gemm"}
+    products = [
+        {kinds.get(name) for name in node.input if name} for node in model.graph.node if node.op_type == "MatMul"
+    ]
+    assert kind == "loop" or sum(types == {TensorProto.FLOAT16} for types in products) >= 4, "attention is halved, too"
+
+
+@pytest.mark.parametrize("kind", ["gather", "padded"])
+def test_bf16_computes_what_bf16_should(subject: Subject, kind: str, tmp_path: Path) -> None:
+    """In ONNX's own evaluator, which fails at the empty lists of `loop`: ONNX Runtime has no such kernels for CPUs."""
+    path = tmp_path / "model.onnx"
+    shutil.copyfile(subject.graphs[kind], path)
+    graphs = GRAPHS["padded" if kind == "padded" else "packed"]
+    feeds = graphs.feeds(subject.sample.sequences[:3])
+    exact = graphs(path).run(subject.sample.sequences[:3])
+    lower(path, "bf16", subject.card, subject.sample.sequences, graphs.feeds)
+    [rows] = ReferenceEvaluator(onnx.load(path)).run(None, dict(feeds))
+    assert rows.dtype == np.float32
+    difference = np.abs(rows - exact).max() / max(1.0, np.abs(exact).max())
+    slack = 1 if subject.card.role == "embedder" else SCORE_SLACK
+    assert 1e-5 < difference < slack * ROUNDED_TOLERANCE["bf16"]
+
+
+@pytest.fixture(scope="module", params=["loop", "gather"])
+def quantised(
+    request: pytest.FixtureRequest, subject: Subject, tmp_path_factory: pytest.TempPathFactory
+) -> ServedGraph:
+    """The int8 graph with one core."""
+    return subject.lowered(request.param, "int8", tmp_path_factory.mktemp("int8"))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), lens=st.lists(st.integers(1, 60), min_size=1, max_size=12))
+def test_rows_do_not_depend_on_company(quantised: ServedGraph, subject: Subject, seed: int, lens: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    sequences = [rng.integers(0, subject.card.vocab_size, num).astype(np.int32) for num in lens]
+    alone = np.concatenate([quantised.run([sequence]) for sequence in sequences])
+    together = quantised.run(sequences)
+    np.testing.assert_allclose(together, alone, atol=5e-6 * max(1.0, np.abs(alone).max()), rtol=0)

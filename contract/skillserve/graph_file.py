@@ -37,16 +37,16 @@ __all__ = [
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 CONTRIB_DOMAIN = "com.microsoft"
-"""Operators that ONNX Runtime brings along itself; int8 needs them."""
+"""Operators that ONNX Runtime brings along itself."""
 KNOWN_DOMAINS = STANDARD_DOMAINS | {CONTRIB_DOMAIN}
 """What every ONNX Runtime runs without a library of somebody else's."""
 DOMAINS: dict[Precision, frozenset[str]] = {
     "fp32": STANDARD_DOMAINS,
     "bf16": STANDARD_DOMAINS,
     "fp16": STANDARD_DOMAINS,
-    "int8": KNOWN_DOMAINS,
+    "int8": STANDARD_DOMAINS,
 }
-"""What the export may write: contributed operators only where there are no standard ones."""
+"""What the export may write: contributed operators only where there are no standard ones, and so far nowhere."""
 
 _MAX_PROTO_BYTES = (1 << 31) - 1
 """What protobuf parses at all."""

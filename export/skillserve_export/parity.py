@@ -44,7 +44,9 @@ ROUNDED_TOLERANCE: dict[Precision, float] = {"fp16": 2e-3, "bf16": 2e-2, "int8":
 models of every family stayed below half of it."""
 
 INVARIANCE_TOLERANCE = 1e-6
-"""Largest difference between a row alone and in company. Kernels may block a larger product differently."""
+"""Largest difference between a row alone and in company. Kernels may block a larger product differently. GPUs choose
+kernels by shape, and where numbers are rounded a sum in another order may round otherwise: below float32 a row may
+there be as far from itself as from the stock export."""
 
 TIE_TOLERANCE = 1e-6
 """Reference scores that differ by less are tied, and may stand in either order: half the room that values have,
@@ -106,10 +108,12 @@ def check_parity(
     if not note(_shape_and_finite(rows, shape, graph, sequences)):
         return checks
     slack = 1.0 if card.role == "embedder" else SCORE_SLACK
-    note(_values(rows, reference, slack * ROUNDED_TOLERANCE.get(precision, VALUE_TOLERANCE)))
-    note(_invariance(graph, sequences, rows, slack * INVARIANCE_TOLERANCE))
+    rounding = ROUNDED_TOLERANCE.get(precision, VALUE_TOLERANCE)
+    unmoved = INVARIANCE_TOLERANCE if precision == "fp32" or graph.device == "cpu" else rounding
+    note(_values(rows, reference, slack * rounding))
+    note(_invariance(graph, sequences, rows, slack * unmoved))
     if isinstance(graph, PackedGraph):  # a padded batch has no boundaries that a request could shift
-        note(_isolation(graph, card, sequences, slack * INVARIANCE_TOLERANCE))
+        note(_isolation(graph, card, sequences, slack * unmoved))
     if precision == "fp32":
         note(_rankings(rows, reference, sample, slack * TIE_TOLERANCE))
     return checks

@@ -89,6 +89,24 @@ def test_a_body_computes_what_is_written_out(core: str, heads: Heads, band: Band
 
 
 @pytest.mark.parametrize("core", ["loop", "gather"])
+@pytest.mark.parametrize("band", [CAUSAL, Band(8, 8)], ids=str)
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_what_overflows_stays_in_its_sequence(core: str, band: Band, broken: int) -> None:
+    """Half precision may: padding that reads another sequence's token would carry it over."""
+    lens, heads = [3, 200, 40], GROUPS[1]
+    *sides, bounds = tensors(lens, heads)
+    inside = np.zeros(sum(lens), bool)
+    inside[bounds[broken] : bounds[broken + 1]] = True
+    names = ("query", "key", "value", "bounds")
+    wanted = session(core, heads, band).run(None, dict(zip(names, (*sides, bounds), strict=True)))[0]
+    for side in sides:
+        side[inside] = np.inf
+    [found] = session(core, heads, band).run(None, dict(zip(names, (*sides, bounds), strict=True)))
+    np.testing.assert_array_equal(found[~inside], wanted[~inside])
+    assert not np.isfinite(found[inside]).any()
+
+
+@pytest.mark.parametrize("core", ["loop", "gather"])
 @pytest.mark.parametrize("band", [CAUSAL, Band(64, 64), Band(200, 0)], ids=str)
 def test_chunks_meet_without_a_seam(core: str, band: Band) -> None:
     """Sequences around one and two chunks of 128, many short ones between them, and what the tracer runs in torch."""

@@ -23,8 +23,10 @@ def slots(starts: INT64, lens: INT64):
     longest = op.ReduceMax(lens, keepdims=0)
     place = op.Unsqueeze(op.Range(op.Constant(value_int=0), longest, op.Constant(value_int=1)), zero)
     real = op.Less(place, op.Unsqueeze(lens, one))
-    # Slots of padding read token 0: a finite number that the mask then takes out.
-    token = op.Where(real, place + op.Unsqueeze(starts, one), zero)
+    # Slots of padding read the first token of their own stretch, and the mask takes it out again. One of another
+    # stretch would carry its overflow over: a mask cannot take out what is not finite.
+    start = op.Unsqueeze(starts, one)
+    token = op.Where(real, place + start, start)
     return token, real
 
 

@@ -27,7 +27,8 @@ __all__ = ["lower"]
 
 Rows = Mapping[str, npt.NDArray[np.float32]]
 
-_CALIBRATION_TOKENS = 1_024
+_MOST_TOKENS = 1_024
+"""Tokens whose activations are held at once."""
 
 
 def lower(
@@ -41,8 +42,8 @@ def lower(
 ) -> None:
     """Rewrite the float32 graph at `path`, in place.
 
-    `sequences` are for calibration; which words they are made of hardly matters (docs/decisions.md). `feeds` makes the
-    graph's inputs of them, `bits` is how finely int8 weights are cut.
+    `sequences` are what activations are seen on; which words they are made of hardly matters (docs/decisions.md).
+    `feeds` makes the graph's inputs of them, `bits` is how finely int8 weights are cut.
     """
     if precision == "fp32":
         return
@@ -68,8 +69,8 @@ def lower(
 
 
 def _some(sequences: Sequence[Ids]) -> list[Ids]:
-    """Sequences from all over the list, about as many tokens as calibration needs; two at least."""
-    share = _CALIBRATION_TOKENS / sum(len(sequence) for sequence in sequences)
+    """Sequences from all over the list, at least two, of about as many tokens as are held."""
+    share = _MOST_TOKENS / sum(len(sequence) for sequence in sequences)
     count = min(len(sequences), max(2, int(share * len(sequences))))
     return [sequences[i] for i in np.linspace(0, len(sequences) - 1, count).astype(int)]
 

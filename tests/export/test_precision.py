@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from skillserve.card import ModelCard, read_card
 from skillserve.tensors import Layout, Precision
 from skillserve_export.families import family_of
+from skillserve_export.files import write_whole
 from skillserve_export.graph import export_packed, export_padded, export_stock
 from skillserve_export.parity import ROUNDED_TOLERANCE, SCORE_SLACK, check_parity
 from skillserve_export.precision import lower
@@ -166,3 +167,15 @@ def test_rows_do_not_depend_on_company(quantised: ServedGraph, subject: Subject,
     alone = np.concatenate([quantised.run([sequence]) for sequence in sequences])
     together = quantised.run(sequences)
     np.testing.assert_allclose(together, alone, atol=5e-6 * max(1.0, np.abs(alone).max()), rtol=0)
+
+
+def test_weights_in_a_second_file_are_rewritten_too(subject: Subject, tmp_path: Path) -> None:
+    whole = subject.lowered("loop", "int8", tmp_path)
+    apart = tmp_path / "apart" / "model.onnx"
+    apart.parent.mkdir()
+    write_whole(onnx.load(subject.graphs["loop"]), {}, apart, one_file_bytes=0)
+    assert len(list(apart.parent.iterdir())) == 2
+    lower(apart, "int8", subject.card, subject.sample.sequences, GRAPHS["packed"].feeds)
+    assert [file.name for file in apart.parent.iterdir()] == ["model.onnx"]
+    sequences = subject.sample.sequences[:5]
+    np.testing.assert_array_equal(GRAPHS["packed"](apart).run(sequences), whole.run(sequences))

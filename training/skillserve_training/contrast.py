@@ -91,12 +91,18 @@ class Contrast:
         excluded = self._excluded(request_of_row, columns).to(vectors.device)
         mine = torch.arange(first, first + num_pairs, device=vectors.device)
 
-        def ranking(requests: Tensor, parts: Tensor, skills: Tensor) -> Tensor:
-            scores = scores_with_parts(requests, parts, skills, settings.part_weight)
+        sides = [all_requests, skills]
+        if settings.part_weight:
+            sides.append(gather_rows(vectors[self._places_of_parts(rows, behind=num_pairs + len(documents))])[0])
+
+        def ranking(requests: Tensor, skills: Tensor, parts: Tensor | None = None) -> Tensor:
+            if parts is None:
+                scores = requests @ skills.T
+            else:
+                scores = scores_with_parts(requests, parts, skills, settings.part_weight)
             return ranking_loss(scores, excluded, mine, scale=settings.scale, symmetric=settings.symmetric)
 
-        parts, _ = gather_rows(vectors[self._places_of_parts(rows, behind=num_pairs + len(documents))])
-        loss = nested(ranking, (all_requests, parts, skills), self._dims)
+        loss = nested(ranking, sides, self._dims)
         if self._taught is None:
             return loss
         taught = (
@@ -107,6 +113,8 @@ class Contrast:
         return (1 - settings.distil_weight) * loss + settings.distil_weight * distilled
 
     def _parts(self, row: Pair) -> list[Ids]:
+        if not self._settings.part_weight:
+            return []
         return [self._texts.parts[row.request][part] for part in row.parts]
 
     def _places_of_parts(self, rows: Sequence[Pair], *, behind: int) -> Tensor:
@@ -114,7 +122,7 @@ class Contrast:
 
         Where a request has fewer than V, its first part stands in, which changes no maximum.
         """
-        places = torch.empty(len(rows), max(1, self._settings.num_parts), dtype=torch.int64)
+        places = torch.empty(len(rows), self._settings.num_parts, dtype=torch.int64)
         for place, row in enumerate(rows):
             own = list(range(behind, behind + len(row.parts))) or [place]
             places[place] = torch.tensor(own + own[:1] * (places.shape[1] - len(own)))

@@ -36,8 +36,9 @@ WEIGHT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 """Files that the digest covers, besides the card."""
 
 Pooling = Literal["mean", "cls", "last"]
-ScoreKind = Literal["cosine", "logit", "yes_no"]
-"""Cosine of embedders; of rerankers the logit of a classifier, or the gap logit(yes) - logit(no)."""
+ScoreKind = Literal["cosine", "logit", "yes_no", "max_sim"]
+"""Cosine of embedders; of rerankers the logit of a classifier, the gap logit(yes) - logit(no), or late interaction:
+how near a request's tokens come to a skill's (ColBERT, arXiv 2004.12832)."""
 
 
 class ModelCard(BaseModel):
@@ -84,7 +85,7 @@ class ModelCard(BaseModel):
             if self.similarity_weight:
                 raise ValueError("similarity_weight belongs to a reranker")
         elif self.score_kind == "cosine" or slots != ["query", "skill"]:
-            raise ValueError("a reranker has score_kind `logit` or `yes_no` and a frame with {query} and {skill}")
+            raise ValueError("a reranker has another score_kind than `cosine` and a frame with {query} and {skill}")
         if self.max_query_tokens > self.max_tokens:
             raise ValueError("max_query_tokens must not exceed max_tokens")
         return self

@@ -248,7 +248,11 @@ class TrainSettings(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: a third more time, much less memory"
     )
-    scale: float = Field(20.0, gt=0, description="cosines are multiplied by this before the softmax, embedder only")
+    scale: float = Field(
+        20.0,
+        gt=0,
+        description="factor of cosines: of an embedder's before the softmax, of those of late interaction always",
+    )
     symmetric: bool = Field(True, description="also rank the requests of a batch for each skill, embedder only")
     catalogue_share: float = Field(
         0.0, ge=0, description="pairs `description, rest of its skill` per pair of the data, embedder only"
@@ -261,6 +265,16 @@ class TrainSettings(Section):
     )
     distil_weight: float = Field(
         0.5, ge=0, le=1, description="share of the teacher's rankings in the loss, with --teacher; embedder only"
+    )
+    interaction: Literal["full", "late"] = Field(
+        "full",
+        description="the texts of a pair are read as one sequence, or apart and then compared token by token, which "
+        "begins where the embedder is; reranker only",
+    )
+    window: int = Field(
+        32,
+        ge=1,
+        description="tokens of a request that are compared together, the best stretch counts; late interaction only",
     )
     loss: Literal["listwise", "pointwise"] = Field(
         "listwise", description="right skill against its list, or each skill on its own; reranker only"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from skillserve.records import Skill
 
 __all__ = [
+    "BERT_LATE_FRAME",
     "BERT_PAIR_FRAME",
     "BERT_SINGLE_FRAME",
     "QWEN3_PAIR_FRAME",
@@ -47,6 +48,8 @@ TEXT_FORMAT = "skillret/1"
 BERT_SINGLE_FRAME = "[CLS]{text}[SEP]"
 BERT_PAIR_FRAME = "[CLS]{query}[SEP]{skill}[SEP]"
 """ModernBERT's too."""
+BERT_LATE_FRAME = "[CLS]{query}[SEP][CLS]{skill}[SEP]"
+"""Two texts that are read apart, each as a single one is, and compared token by token."""
 
 XLM_ROBERTA_SINGLE_FRAME = "<s>{text}</s>"
 XLM_ROBERTA_PAIR_FRAME = "<s>{query}</s></s>{skill}</s>"

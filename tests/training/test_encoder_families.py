@@ -94,7 +94,7 @@ def test_a_new_head_begins_with_the_first_tokens_state(family: str, make_base: M
     """Untrained, it is a random direction in the embedder's own space, not noise behind noise."""
     folder = make_base(family, "embedder")
     known, model = family_in(folder), open_reranker(folder, new_head=True)
-    known.start_head(model)
+    known.start_head(model, (), [], TrainSettings())
     states = torch.stack([state[0] for state in each_alone(AutoModel, folder)])
     if family == "xlm-roberta":
         direction, seen = model.classifier.out_proj.weight[0], torch.tanh(0.5 * states)

@@ -139,7 +139,7 @@ def test_frozen_are_word_tables_and_the_lowest_layers(make_qwen3: Make, tied: bo
 def test_no_head_of_a_language_model_is_new(make_qwen3: Make) -> None:
     model = open_reranker(make_qwen3(tie_word_embeddings=False), new_head=True)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    family_of(model).start_head(model)
+    family_of(model).start_head(model, (1, 2), [], TrainSettings())
     assert family_of(model).head(model) == ()
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 

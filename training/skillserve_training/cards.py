@@ -29,13 +29,15 @@ _SERVED_MODULES = ("Transformer", "Pooling", "Normalize")
 """Modules of a sentence-transformers model that serving reproduces."""
 
 
-def draft_card(base: Base, role: Role, *, max_tokens: int, max_query_tokens: int | None = None) -> ModelCard:
+def draft_card(
+    base: Base, role: Role, *, max_tokens: int, max_query_tokens: int | None = None, late: bool = False
+) -> ModelCard:
     """The card of a model on this base, without digest. ConfigError if the base cannot take the role.
 
     Limits are capped so that the frame always fits. Without `max_query_tokens` a request may fill an embedder's
-    whole frame, and half of a reranker's, since the skill has to fit beside it.
+    whole frame, and half of a reranker's, since the skill has to fit beside it. `late` is a reranker's interaction.
     """
-    family = family_in(base.folder)
+    family = family_in(base.folder, late=late)
     config = family.config.from_dict(read_json(base.folder / "config.json"))
     _require_tokens(base, family, role)
     most_tokens = family.most_tokens(config)

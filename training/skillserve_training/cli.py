@@ -23,7 +23,7 @@ from skillserve_training.embedder import train_embedder
 from skillserve_training.loader import read_training_data
 from skillserve_training.memory import keep_freed_memory
 from skillserve_training.mined import read_mined
-from skillserve_training.recipe import read_recipe
+from skillserve_training.recipe import FROM_EMBEDDER, read_recipe
 from skillserve_training.reranker import train_reranker
 from skillserve_training.weights import write_stock
 
@@ -105,9 +105,10 @@ def _reranker(
     """Fine-tune a reranker on candidates of the first stage."""
     chosen = read_recipe(recipe, "reranker")
     loaded = read_training_data(data)
+    start = base or chosen.base
     written = train_reranker(
         loaded,
-        resolve_base(base or chosen.base),
+        resolve_base(str(embedder) if start == FROM_EMBEDDER else start),
         resolve_base(str(embedder)),
         chosen.with_settings(settings.train),
         out,

@@ -23,7 +23,10 @@ from skillserve.errors import ConfigError
 from skillserve.settings import TrainSettings
 from skillserve.tensors import Role
 
-__all__ = ["Recipe", "read_recipe", "recipe_names"]
+__all__ = ["FROM_EMBEDDER", "Recipe", "read_recipe", "recipe_names"]
+
+FROM_EMBEDDER = "embedder"
+"""Base of a reranker's recipe: the weights that its first stage has."""
 
 _FOLDER = Path(str(files("skillserve_training"))) / "recipes"
 
@@ -35,7 +38,7 @@ class Recipe(BaseModel):
 
     role: Role
     base: str
-    """What the run starts from, as `--base` takes it."""
+    """What the run starts from, as `--base` takes it; a reranker's may be `embedder`."""
     about: str = Field(min_length=1)
     train: TrainSettings
 

@@ -66,8 +66,11 @@ def train_reranker(
         require_bm25s(extra="training")
     torch.manual_seed(settings.seed)  # a new head is drawn
     precision = choose_precision(settings.precision)
-    card = draft_card(base, "reranker", max_tokens=settings.max_tokens, max_query_tokens=settings.max_query_tokens)
-    tokens = score_tokens(base.folder)
+    late = settings.interaction == "late"
+    card = draft_card(
+        base, "reranker", max_tokens=settings.max_tokens, max_query_tokens=settings.max_query_tokens, late=late
+    )
+    tokens = score_tokens(base.folder, late=late)
     to_train, to_choose = hold_out(data, share=settings.holdout_share)
     for model_card in (base.card, embedder_base.card):
         require_unseen(model_card, to_train, to_choose, share=settings.holdout_share)
@@ -86,10 +89,10 @@ def train_reranker(
         run = identity(to_train, base, settings, precision, rows, **sources)
         checkpoints = Checkpoints(out, run, fresh=settings.fresh)
 
-        model = prepare(open_reranker(base.folder, new_head=True), settings)
+        model = prepare(open_reranker(base.folder, new_head=True, late=late), settings)
         new_head = not family_of(model).has_head(base.folder)
         if new_head:
-            family_of(model).start_head(model)
+            family_of(model).start_head(model, tokens, texts.skills, settings)
         reranker = Reranker(model, reranker_tokens(base.folder, card), tokens, precision)
         trainee = RerankerTrainee(model, tokens, precision, new_head=new_head)
         objective = Comparison(texts, settings, likeness if settings.similarity_weight else None)

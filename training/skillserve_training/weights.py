@@ -53,9 +53,9 @@ def reranker_tokens(folder: Path, card: ModelCard) -> RerankerTokens:
     return RerankerTokens(card, open_tokenizer(folder))
 
 
-def score_tokens(folder: Path) -> tuple[int, ...]:
+def score_tokens(folder: Path, *, late: bool = False) -> tuple[int, ...]:
     """Token ids that a reranker's scoring depends on; CardError if its tokenizer does not have them."""
-    return family_in(folder).score_tokens(folder)
+    return family_in(folder, late=late).score_tokens(folder)
 
 
 def open_embedder(folder: Path) -> PreTrainedModel:
@@ -63,9 +63,12 @@ def open_embedder(folder: Path) -> PreTrainedModel:
     return family_in(folder).open_embedder(folder)
 
 
-def open_reranker(folder: Path, *, new_head: bool = False) -> PreTrainedModel:
-    """A model that scores pairs, float32, in evaluation mode; with `new_head` its family's head may be missing."""
-    return family_in(folder).open_reranker(folder, new_head=new_head)
+def open_reranker(folder: Path, *, new_head: bool = False, late: bool = False) -> PreTrainedModel:
+    """A model that scores pairs, float32, in evaluation mode; with `new_head` its family's head may be missing.
+
+    With `late` an encoder of either kind becomes one with late interaction.
+    """
+    return family_in(folder, late=late).open_reranker(folder, new_head=new_head)
 
 
 def write_stock(out: Path, base: Base, card: ModelCard) -> ModelCard:

@@ -13,6 +13,7 @@ from skillserve.errors import ConfigError
 from skillserve_training.base import MINILM
 from skillserve_training.families.bert import Bert
 from skillserve_training.families.family import Family
+from skillserve_training.families.late_bert import LateBert
 from skillserve_training.families.modernbert import ModernBert
 from skillserve_training.families.qwen3 import Qwen3
 from skillserve_training.families.xlm_roberta import XlmRoberta
@@ -22,15 +23,25 @@ __all__ = ["FAMILIES", "Family", "family_in", "family_of"]
 
 FAMILIES: dict[str, Family] = {
     "bert": Bert(),
+    "late-bert": LateBert(),
     "modernbert": ModernBert(),
     "qwen3": Qwen3(),
     "xlm-roberta": XlmRoberta(),
 }
 
 
-def family_in(folder: Path) -> Family:
-    """The family of the weights in a folder; ConfigError names the known ones."""
+_LATE = "late-"
+"""How families with late interaction are called after those that they are made of."""
+
+
+def family_in(folder: Path, *, late: bool = False) -> Family:
+    """The family of the weights in a folder, or the one with late interaction that is made of it.
+
+    ConfigError names the known ones.
+    """
     kind = str(read_json(folder / "config.json").get("model_type"))
+    if late and not kind.startswith(_LATE):
+        kind = _LATE + kind
     if kind not in FAMILIES:
         raise ConfigError(
             f"base `{folder}`",

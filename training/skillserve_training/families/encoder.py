@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +12,8 @@ from transformers import PreTrainedModel
 
 from skillserve.card import Pooling, ScoreKind
 from skillserve.errors import ConfigError
-from skillserve.tensors import Role
+from skillserve.settings import TrainSettings
+from skillserve.tensors import Ids, Role
 from skillserve_training.base import MINILM
 from skillserve_training.families.family import Family
 from skillserve_training.families.loading import load
@@ -83,7 +85,13 @@ class Encoder(Family):
         first, last = self.head_weights
         return first in shapes and shapes.get(last, (0,))[0] == 1
 
-    def start_head(self, model: PreTrainedModel) -> None:
+    def start_head(
+        self,
+        model: PreTrainedModel,
+        tokens: tuple[int, ...],  # noqa: ARG002
+        skills: Sequence[Ids],  # noqa: ARG002
+        settings: TrainSettings,  # noqa: ARG002
+    ) -> None:
         """Begin with a first layer that hands its input on nearly as it is, and a last one without a bias.
 
         A random first layer would first have to learn to let anything through, and there are few steps to learn in.

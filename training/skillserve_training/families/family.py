@@ -17,7 +17,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from skillserve.card import Pooling, ScoreKind
 from skillserve.errors import CardError
-from skillserve.tensors import Role
+from skillserve.settings import TrainSettings
+from skillserve.tensors import Ids, Role
 
 __all__ = ["Family"]
 
@@ -77,8 +78,10 @@ class Family(ABC):
         """Whether the weights in a folder bring the head of a reranker that scores already."""
 
     @abstractmethod
-    def start_head(self, model: PreTrainedModel) -> None:
-        """Set the head of a reranker to where training begins."""
+    def start_head(
+        self, model: PreTrainedModel, tokens: tuple[int, ...], skills: Sequence[Ids], settings: TrainSettings
+    ) -> None:
+        """Set the head of a reranker to where training begins; `skills` are those it will learn from, without frame."""
 
     @abstractmethod
     def head(self, model: PreTrainedModel) -> Sequence[nn.Module]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from skillserve.card import Pooling, ScoreKind
-from skillserve.tensors import Role
+from skillserve.settings import TrainSettings
+from skillserve.tensors import Ids, Role
 from skillserve.text import QWEN3_PAIR_FRAME, QWEN3_QUERY_PROMPT, QWEN3_SINGLE_FRAME
 from skillserve_training.families.family import Family
 from skillserve_training.families.loading import load
@@ -69,7 +70,9 @@ class Qwen3(Family):
         """A language model can answer already."""
         return True
 
-    def start_head(self, model: PreTrainedModel) -> None:
+    def start_head(
+        self, model: PreTrainedModel, tokens: tuple[int, ...], skills: Sequence[Ids], settings: TrainSettings
+    ) -> None:
         """Nothing to do: the rows of `yes` and `no` are trained already."""
 
     def head(self, model: PreTrainedModel) -> Sequence[nn.Module]:  # noqa: ARG002

@@ -146,9 +146,7 @@ def test_a_run_begins_at_the_embedder_and_its_weights_come_back(
     assert torch.equal(again.token_weights, model.token_weights)
 
 
-def test_late_interaction_is_for_rerankers_of_known_families(
-    tiny_embedder: Path, make_base: object, tmp_path: Path
-) -> None:
+def test_late_interaction_is_for_rerankers_of_known_families(tiny_embedder: Path, tmp_path: Path) -> None:
     base = resolve_base(str(tiny_embedder))
     assert draft_card(base, "reranker", max_tokens=48, late=True).score_kind == "max_sim"
     assert not family_in(tiny_embedder, late=True).has_head(tiny_embedder)

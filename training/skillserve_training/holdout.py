@@ -22,7 +22,7 @@ _RANKED = 100
 """Skills that the first stage ranks for a held-out request."""
 _DEPTH = 20
 """Candidates that are reranked when the hold-out is measured, as many as a search reranks by default."""
-_WEIGHTS = (0.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0, 200.0, 500.0)
+_WEIGHTS = (0.0, 2.0, 5.0, 7.0, 10.0, 14.0, 20.0, 30.0, 50.0, 100.0, 200.0, 500.0)
 """Similarity weights that are tried on the hold-out."""
 
 

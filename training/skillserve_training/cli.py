@@ -1,7 +1,8 @@
-"""`skillserve train embedder`, `skillserve train reranker` and `skillserve card`."""
+"""`skillserve train embedder`, `train reranker` and `train holdout`, and `skillserve card`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +14,15 @@ from skillserve.card import ModelCard
 from skillserve.console import err as stderr
 from skillserve.console import out as stdout
 from skillserve.console import print_json, talk
+from skillserve.errors import UsageError
 from skillserve.flags import Json, with_settings
+from skillserve.publish import write_text
+from skillserve.runs import require_writable
 from skillserve.settings import Settings
 from skillserve.tensors import Role
 from skillserve_training.base import MINILM, resolve_base
 from skillserve_training.cards import draft_card
+from skillserve_training.dataset import hold_out
 from skillserve_training.distributed import is_main
 from skillserve_training.embedder import train_embedder
 from skillserve_training.loader import read_training_data
@@ -115,6 +120,36 @@ def _reranker(
         mined=read_mined(mined, loaded) if mined else None,
     )
     _show(written, out, as_json=as_json)
+
+
+@train.command("holdout")
+@with_settings("train.holdout_share")
+def _holdout(
+    *,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="JSONL file: the requests with the ids of the skills that fit them")],
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Write down the requests that no model is trained on, such as `skillserve calibrate` wants."""
+    _, held_out = hold_out(read_training_data(data), share=settings.train.holdout_share)
+    if not held_out.queries:
+        raise UsageError(
+            "option --holdout-share",
+            got=f"{settings.train.holdout_share:g}, which holds no request out",
+            wanted="the share that the models were trained with",
+            fix="Run it again with --holdout-share 0.1",
+        )
+    require_writable(out, option="--out")
+    rows = (
+        {"id": query.id, "query": query.text, "skill_ids": sorted(held_out.golds[query.id])}
+        for query in held_out.queries
+    )
+    write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    if as_json:
+        print_json({"requests": len(held_out.queries), "part": held_out.part_digest, "out": str(out)})
+    else:
+        talk(f"Wrote {len(held_out.queries)} requests to {out}: the {held_out.cut} of {data}.")
 
 
 @with_settings("train.max_tokens", "train.max_query_tokens")

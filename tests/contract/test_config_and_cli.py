@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from skillserve.cli import COMMANDS, Command, app, main
 from skillserve.config import load_settings
 from skillserve.errors import ConfigError, SkillserveError
 from skillserve.flags import Json, with_settings
-from skillserve.settings import SearchSettings, Settings
+from skillserve.settings import SearchSettings, Section, Settings
 
 
 @pytest.fixture
@@ -242,3 +244,12 @@ def test_help_states_defaults_and_variables_in_brackets(
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "[default: 50]" in text
     assert "SKILLSERVE_SEARCH_CANDIDATES]" in text
+
+
+def test_every_section_stands_behind_the_one_door() -> None:
+    door = importlib.import_module(Settings.__module__)
+    files = [importlib.import_module(f"{door.__name__}.{file.name}") for file in pkgutil.iter_modules(door.__path__)]
+    public = {name: getattr(file, name) for file in files for name in file.__all__}
+    sections = {name: found for name, found in public.items() if isinstance(found, type)}
+    assert {name: getattr(door, name) for name in sections} == sections
+    assert {type(getattr(Settings(), name)) for name in Settings.model_fields} == {*sections.values()} - {Section}

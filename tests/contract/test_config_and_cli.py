@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import pkgutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from skillserve import errors
 from skillserve.cli import COMMANDS, Command, app, main
 from skillserve.config import load_settings
-from skillserve.errors import ConfigError, SkillserveError
+from skillserve.errors import ConfigError, ParityError, SkillserveError
 from skillserve.flags import Json, with_settings
 from skillserve.settings import SearchSettings, Section, Settings
 
@@ -94,6 +95,14 @@ def test_every_error_names_its_four_parts_and_an_exit_code() -> None:
         assert isinstance(error, SkillserveError)
         assert kind.__name__ in (errors.__doc__ or "")
     assert {kind.exit_code for kind in kinds} == {1, 2, 3, 4, 5}
+
+
+def test_an_error_is_told_behind_what_was_found_out_before_it() -> None:
+    error = ParityError("graph", got="2", wanted="1", fix="Export it again.")
+    error.findings = {"checks": [1, 2]}
+    for each in (error, pickle.loads(pickle.dumps(error))):  # noqa: S301 -- our own
+        assert list(each.to_dict()) == ["checks", "error", "subject", "got", "wanted", "fix", "exit_code"]
+        assert each.to_dict()["checks"] == [1, 2]
 
 
 def test_help_lists_all_commands_and_imports_no_room() -> None:

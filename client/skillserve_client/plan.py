@@ -83,7 +83,8 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
     deadline = None if settings.deadline_ms is None else watch.started + settings.deadline_ms / 1000
     depth, reason = choose_depth(bundle, settings.rerank_depth)
     weights = corpus.chosen(settings)
-    ((read, *parts),) = corpus.read([query], weights)
+    pieces = weights.pieces(query)
+    ((read, *parts),) = corpus.embedder.queries_in_pieces([pieces])
     pair_side = corpus.reranker.query(query) if corpus.reranker is not None and depth else None
     notes = [*([reason] if reason else []), *_truncation(read, pair_side)]
     watch.lap("tokenise")
@@ -95,7 +96,7 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
     watch.lap("embed")
 
     most = max(settings.candidates, settings.top_k, depth, NUM_BACKGROUND)
-    (candidates,) = corpus.candidates([vectors], [query], most, weights)
+    (candidates,) = corpus.candidates([vectors], [pieces], most, weights)
     watch.lap("candidates")
 
     status: Literal["ok", "degraded", "abstained"] = "ok"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from skillserve import fusion, parts
 from skillserve.console import progress
 from skillserve.errors import BundleError, DeadlineExceeded, QueryError
 from skillserve.lexical import LexicalIndex
@@ -72,6 +73,18 @@ def test_a_request_and_its_parts_are_embedded_in_one_call(parted: Bundle, fake: 
         ((role, sequences, _),) = fake.calls
         assert (role, len(sequences)) == ("embedder", num)
         assert sequences[0].tolist() == parted.corpus.embedder.query(query).ids.tolist()
+
+
+def test_a_request_is_taken_apart_once_a_search(parted: Bundle, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is embedded and what words are counted in are the same parts; without a weight there are none."""
+    taken: list[str] = []
+    monkeypatch.setattr(fusion, "request_parts", lambda text: taken.append(text) or parts.request_parts(text))
+    search(parted, fake, LONG)
+    assert taken == [LONG]
+    score_requests(parted, [Asked(text=VERY_LONG, golds=frozenset())], fake, 0, progress)
+    assert taken == [LONG, VERY_LONG]
+    search(parted, fake, LONG, part_weight=0)
+    assert len(taken) == 2
 
 
 def test_a_short_request_ranks_as_without_parts_and_its_scores_grow_by_the_weight(

@@ -15,7 +15,7 @@ import numpy as np
 
 from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.errors import CardError, UsageError
-from skillserve.fusion import PLAIN, FirstStageWeights, blend, fuse
+from skillserve.fusion import PLAIN, FirstStageWeights, blend, fuse, scored_texts
 from skillserve.lexical import LexicalIndex, require_bm25s
 from skillserve.metrics import ranked
 from skillserve.records import Query, Run, Skill
@@ -53,10 +53,11 @@ class FirstStage:
     def _blended(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
         weights = self.weights
         lexical = LexicalIndex.build([skill_text(skill) for skill in skills]) if weights.lexical else None
-        rows_of_queries, skill_rows = self.embedder.embed_with_parts(queries, skills, parts=weights.parts > 0)
+        requests = [weights.pieces(query.text) for query in queries]
+        rows_of_queries, skill_rows = self.embedder.embed_in_pieces(requests, skills)
         run: dict[str, Mapping[str, float]] = {}
-        for query, rows in zip(queries, rows_of_queries, strict=True):
-            words = lexical.scores(weights.scored_texts(query.text)) if lexical else None
+        for query, pieces, rows in zip(queries, requests, rows_of_queries, strict=True):
+            words = lexical.scores(scored_texts(pieces)) if lexical else None
             scores = blend((rows @ skill_rows.T).numpy(), words, weights)
             best = np.argsort(-scores, kind="stable")[:depth].tolist()
             run[query.id] = {skills[place].id: float(scores[place]) for place in best}

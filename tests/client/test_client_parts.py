@@ -87,6 +87,20 @@ def test_a_request_is_taken_apart_once_a_search(parted: Bundle, fake: Any, monke
     assert len(taken) == 2
 
 
+def test_the_note_on_a_long_request_says_what_was_read_of_its_parts(parted: Bundle, fake: Any) -> None:
+    whole_parts, cut_parts = " ".join(SENTENCES * 2), VERY_LONG
+    for request, part_weight in ((whole_parts, PARTS), (cut_parts, PARTS), (cut_parts, 0)):
+        note, *_ = search(parted, fake, request, part_weight=part_weight).notes
+        assert "read its first 24 tokens" in note
+        cuts = [cut.num_cut > 0 for cut in parted.corpus.embedder.queries(parts.request_parts(request))]
+        assert any(cuts) == (request == cut_parts)
+        told = "and cut none of them" if not any(cuts) else f"but cut {sum(cuts)} of them, too"
+        assert ("parts" in note) == (part_weight > 0)
+        if part_weight:
+            assert note.endswith(f"were cut; it also read each of the request's {len(cuts)} parts, {told}")
+    assert not any("were cut" in note for note in search(parted, fake, SHORT).notes)
+
+
 def test_a_short_request_ranks_as_without_parts_and_its_scores_grow_by_the_weight(
     world: IndexSettings, tmp_path: Path, fake: Any
 ) -> None:

@@ -72,15 +72,15 @@ class TrainSettings(Section):
     similarity_weight: float = Field(
         0.0,
         ge=0,
-        description="weight of the first stage's similarity in the score that is trained, so that the reranker learns "
-        "a correction of it; reranker only",
+        description="weight of the first-stage score in the score that is trained, so that the reranker learns a "
+        "correction of it; reranker only",
     )
     lexical_weight: float = Field(
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="weight of shared words in the first stage that the reranker follows, as the bundle will have it; "
-        "the similarity weight is chosen for it; reranker only",
+        description="weight of shared words in the first stage that the reranker follows, as the bundle will have it: "
+        "negatives, loss and hold-out know its scores; reranker only",
     )
     part_weight: float = Field(
         0.0,
@@ -106,7 +106,7 @@ class TrainSettings(Section):
     )
     ranks: RankWindow = Field(
         "1-30",
-        description="ranks of the embedder that negatives come from, where none are mined; reranker only",
+        description="ranks of the first stage that negatives come from, where none are mined; reranker only",
     )
     holdout_share: float = Field(
         0.1, ge=0, lt=1, description="share of the skills that is not trained on but measured on; 0 trains on all"

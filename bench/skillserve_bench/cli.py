@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from skillserve.flags import Json, with_settings
+from skillserve.runs import require_writable
 from skillserve.settings import Settings
 from skillserve_bench.environment import Environment, observe, portable_command
 from skillserve_bench.peers.sentence_transformers import PACKAGES
@@ -55,7 +56,7 @@ def quality(
     as_json: Json = False,
 ) -> None:
     """Compare the rankings of the served embedder with sentence-transformers'."""
-    environment = observe(PACKAGES)
+    environment = _begin(out, PACKAGES)
     catalogue = find_catalogue(data)
     with _server(repository, settings) as server:
         findings = measure_quality(server, catalogue, weights=weights, repository=repository, client=settings.client)
@@ -75,7 +76,7 @@ def batching(
     as_json: Json = False,
 ) -> None:
     """Compare throughput without padding and with it, for requests of mixed lengths."""
-    environment = observe()
+    environment = _begin(out)
     with started_server(packed) as packed_server, started_server(padded) as padded_server:
         findings = measure_batching(packed_server, padded_server, repository=packed, data=data, settings=settings.bench)
     _conclude(findings, environment, out, note, as_json=as_json)
@@ -93,10 +94,17 @@ def overhead(
     as_json: Json = False,
 ) -> None:
     """Compare the server with the same graph in process: latency of lone requests, throughput under load."""
-    environment = observe()
+    environment = _begin(out)
     with _server(repository, settings) as server:
         findings = measure_overhead(server, repository=repository, data=data, settings=settings.bench)
     _conclude(findings, environment, out, note, as_json=as_json)
+
+
+def _begin(file: Path | None, packages: Sequence[str] = ()) -> Environment:
+    """Where it is measured. A report that could not be written is refused before anything is."""
+    if file is not None:
+        require_writable(file, option="--out")
+    return observe(packages)
 
 
 @contextmanager

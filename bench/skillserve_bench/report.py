@@ -75,17 +75,17 @@ class Report:
 
 
 def deliver(report: Report, *, file: Path | None, as_json: bool) -> None:
-    """Print a report on stdout, and write it where `--out` says."""
-    if as_json:
-        print_json(report.to_dict())
-    else:
-        for sentence in report.findings.summary:
-            out.print(sentence, markup=False, soft_wrap=True)
-        for table in report.findings.tables:
-            out.print(_for_terminal(table))
+    """Write a report where `--out` says, and print it on stdout."""
     if file is not None:
         write_text(file, markdown(report))
         talk(f"Report written to {file}")
+    if as_json:
+        print_json(report.to_dict())
+        return
+    for sentence in report.findings.summary:
+        out.print(sentence, markup=False, soft_wrap=True)
+    for table in report.findings.tables:
+        out.print(_for_terminal(table))
 
 
 def markdown(report: Report) -> str:

@@ -40,7 +40,7 @@ from skillserve_client.manifest import (
 )
 from skillserve_client.models import Source, read_sources, require_unchanged
 from skillserve_client.quality import Judged, measure, read_judged
-from skillserve_client.shelf import locked, remove_old
+from skillserve_client.shelf import next_version
 from skillserve_client.table import SkillTable
 from skillserve_client.tokens import embedder_tokens, reranker_tokens
 from skillserve_client.wire import Floats, Inference
@@ -107,14 +107,8 @@ def build_bundle(
         files[QUALITY_FILE] = (quality.model_dump_json(indent=2) + "\n").encode()
     files |= _calibration(live, digest, sources, weights)
     require_unchanged(sources, triton)
-    with locked(index.bundles):
-        if not force and (live_now := live_version(index.bundles)) != live_before:
-            raise BundleError(
-                f"folder of bundles `{index.bundles}`",
-                got=f"{live_now or 'no bundle'}, which became the live one during this run",
-                wanted=f"{live_before or 'no bundle'}, as at its start",
-                fix="Run the command again; with --force this run's catalogue wins.",
-            )
+    advice = "Run the command again; with --force this run's catalogue wins."
+    with next_version(index.bundles, over=live_before, keep=index.keep, advice=advice, force=force):
         manifest = publish(
             index.bundles,
             files=files,
@@ -127,7 +121,6 @@ def build_bundle(
             },
             weights=weights,
         )
-        remove_old(index.bundles, keep=index.keep, always=frozenset({manifest.version, manifest.parent}))
     return Built(manifest=manifest, quality=quality, current=False, calibrated=CALIBRATION_FILE in files)
 
 

@@ -11,17 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from skillserve.console import progress, talk
-from skillserve.errors import BundleError
 from skillserve.settings import CalibrateSettings, IndexSettings, SearchSettings
 from skillserve_client.asked import read_known
-from skillserve_client.bundle import Bundle, live_version, open_bundle, publish, read_files
+from skillserve_client.bundle import Bundle, open_bundle, publish, read_files
 from skillserve_client.calibration import EMBED_DEPTH, Calibration, StageCalibration, StageName
 from skillserve_client.manifest import CALIBRATION_FILE, Manifest
 from skillserve_client.plan import DEFAULT_DEPTH
 from skillserve_client.reliability import least_none
 from skillserve_client.samples import sample, score_requests
 from skillserve_client.search import check_models
-from skillserve_client.shelf import locked, remove_old
+from skillserve_client.shelf import next_version
 from skillserve_client.stages import fit_stage
 from skillserve_client.wire import Inference
 
@@ -121,17 +120,10 @@ def _is_current(had: Calibration, requests: str, depths: dict[StageName, int], s
 
 def _publish(live: Bundle, calibration: Calibration, index: IndexSettings) -> Manifest:
     content = (calibration.model_dump_json(indent=2) + "\n").encode()
-    root = index.bundles
-    with locked(root):
-        if (live_now := live_version(root)) != live.version:
-            raise BundleError(
-                f"folder of bundles `{root}`",
-                got=f"{live_now or 'no bundle'} as the live one",
-                wanted=f"{live.version}, which was calibrated",
-                fix="Nothing was published. Run the command again, with the folder that holds CURRENT.",
-            )
-        manifest = publish(
-            root,
+    advice = "Run the command again, with the folder that holds CURRENT."
+    with next_version(index.bundles, over=live.version, keep=index.keep, advice=advice):
+        return publish(
+            index.bundles,
             files={**read_files(live), CALIBRATION_FILE: content},
             num_skills=live.manifest.num_skills,
             dim=live.manifest.dim,
@@ -139,5 +131,3 @@ def _publish(live: Bundle, calibration: Calibration, index: IndexSettings) -> Ma
             models=live.manifest.models,
             weights=live.manifest.weights,
         )
-        remove_old(root, keep=index.keep, always=frozenset({manifest.version, manifest.parent}))
-    return manifest

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from skillserve.errors import ConfigError
-from skillserve.framing import CutText, EmbedderTokens, RerankerTokens
-from skillserve.fusion import PLAIN, FirstStageWeights, blend, fuse
+from skillserve.framing import EmbedderTokens, RerankerTokens
+from skillserve.fusion import PLAIN, FirstStageWeights, blend, fuse, scored_texts
 from skillserve.lexical import LexicalIndex
 from skillserve.settings import SearchSettings
 from skillserve.tensors import Ids
@@ -63,17 +63,13 @@ class Corpus:
             parts=self.weights.parts if settings.part_weight is None else settings.part_weight,
         )
 
-    def read(self, texts: Sequence[str], weights: FirstStageWeights) -> list[list[CutText]]:
-        """What is embedded of each request: itself and, where they weigh something, its parts. QueryError."""
-        return self.embedder.queries_and_parts(texts, parts=weights.parts > 0)
-
     def candidates(
-        self, vectors: Sequence[Floats], texts: Sequence[str], k: int, weights: FirstStageWeights
+        self, vectors: Sequence[Floats], requests: Sequence[Sequence[str]], k: int, weights: FirstStageWeights
     ) -> list[Candidates]:
-        """The first stage for Q requests, as texts and embedded as they were read: K = min(k, N) candidates of each.
+        """The first stage for Q requests, in the weights' pieces and embedded: K = min(k, N) candidates of each.
 
-        The vectors of a request are `[1 + P, D]`, those of its parts behind its own. With a weight every skill of the
-        catalogue is scored, so that words or a part alone can make a skill a candidate.
+        The vectors of a request are `[1 + P, D]`, one for each piece. With a weight every skill of the catalogue is
+        scored, so that words or a part alone can make a skill a candidate.
         """
         if weights == PLAIN:
             whole = np.stack([rows[0] for rows in vectors])
@@ -82,11 +78,11 @@ class Corpus:
                 for near, rows in zip(*self.index.search(whole, k), strict=True)
             ]
         found = []
-        for embedded, text in zip(vectors, texts, strict=True):
+        for embedded, pieces in zip(vectors, requests, strict=True):
             similarities = self.index.similarities(embedded)
             near, words = similarities[0], None
             if self.lexical and weights.lexical:
-                words = self.lexical.scores(weights.scored_texts(text))
+                words = self.lexical.scores(scored_texts(pieces))
             scores = blend(similarities, words, weights)
             nearest = np.argsort(-near, kind="stable")[:k]
             # By similarity, too: a weighted sum may round two of them to one score.

@@ -18,13 +18,13 @@ Bars = Callable[[str, int], AbstractContextManager[Bar]]
 
 
 def embed_requests(
-    corpus: Corpus, texts: Sequence[str], triton: Inference, progress: Bars, *, digest: str | None = None
+    corpus: Corpus, requests: Sequence[Sequence[str]], triton: Inference, progress: Bars, *, digest: str | None = None
 ) -> list[Floats]:
-    """Of each request `[1 + P, D]`: its own vector, and those of its P parts if the corpus weighs them.
+    """Of each request, in pieces, `[1 + P, D]`: its own vector, and those of its P parts behind it.
 
     Raises QueryError for a blank request, ServerError, and BundleError for a server with another model than `digest`.
     """
-    read = corpus.read(texts, corpus.weights)
+    read = corpus.embedder.queries_in_pieces(requests)
     sequences = [cut.ids for cuts in read for cut in cuts]
     with progress("embedding requests", len(sequences)) as bar:
         vectors = triton.infer("embedder", sequences, progress=bar.advance, digest=digest)

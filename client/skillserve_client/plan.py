@@ -83,9 +83,10 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
     deadline = None if settings.deadline_ms is None else watch.started + settings.deadline_ms / 1000
     depth, reason = choose_depth(bundle, settings.rerank_depth)
     weights = corpus.chosen(settings)
-    ((read, *parts),) = corpus.read([query], weights)
+    pieces = weights.pieces(query)
+    ((read, *parts),) = corpus.embedder.queries_in_pieces([pieces])
     pair_side = corpus.reranker.query(query) if corpus.reranker is not None and depth else None
-    notes = [*([reason] if reason else []), *_truncation(read, pair_side)]
+    notes = [*([reason] if reason else []), *_truncation(read, parts, pair_side)]
     watch.lap("tokenise")
 
     try:
@@ -95,7 +96,7 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
     watch.lap("embed")
 
     most = max(settings.candidates, settings.top_k, depth, NUM_BACKGROUND)
-    (candidates,) = corpus.candidates([vectors], [query], most, weights)
+    (candidates,) = corpus.candidates([vectors], [pieces], most, weights)
     watch.lap("candidates")
 
     status: Literal["ok", "degraded", "abstained"] = "ok"
@@ -191,16 +192,24 @@ def _hits(bundle: Bundle, candidates: Candidates, scores: Floats, verdict: Verdi
     return tuple(hits)
 
 
-def _truncation(read: CutText, pair_side: CutText | None) -> list[str]:
+def _truncation(read: CutText, parts: Sequence[CutText], pair_side: CutText | None) -> list[str]:
     """What the models did not read of the request."""
     notes = []
-    for role, cut in (("embedder", read), ("reranker", pair_side)):
+    for role, cut, beside in (("embedder", read, _parts_read(read, parts)), ("reranker", pair_side, "")):
         if cut is not None and cut.num_cut:
             about = "about " if cut.estimated else ""
-            notes.append(
-                f"the request is long: the {role} read its first {cut.num_kept} tokens, {about}{cut.num_cut} were cut"
-            )
+            kept = f"the {role} read its first {cut.num_kept} tokens, {about}{cut.num_cut} were cut"
+            notes.append(f"the request is long: {kept}{beside}")
     return notes
+
+
+def _parts_read(read: CutText, parts: Sequence[CutText]) -> str:
+    """What the embedder read beside the beginning; the whole stands in for a part without readable text."""
+    if not parts:
+        return ""
+    num_cut = sum(part.num_cut > 0 for part in parts if part is not read)
+    how = f"but cut {num_cut} of them, too" if num_cut else "and cut none of them"
+    return f"; it also read each of the request's {len(parts)} parts, {how}"
 
 
 def _why(error: SkillserveError, deadline_ms: float | None) -> str:

@@ -72,8 +72,9 @@ def measure(corpus: Corpus, judged: Judged, triton: Inference, settings: SearchS
         )
     texts = [query.text for query in judged.queries]
     depth = settings.rerank_depth or DEFAULT_DEPTH
-    vectors = embed_requests(corpus, texts, triton, progress)
-    found = corpus.candidates(vectors, texts, max(settings.candidates, depth, K), corpus.weights)
+    requests = [corpus.weights.pieces(text) for text in texts]
+    vectors = embed_requests(corpus, requests, triton, progress)
+    found = corpus.candidates(vectors, requests, max(settings.candidates, depth, K), corpus.weights)
     first = [[ids[row] for row in candidates.rows.tolist()] for candidates in found]
     first_stage = _figures(judged, first)
     two_stage: dict[str, float] | None = None

@@ -154,10 +154,11 @@ def score_requests(
     RequestRejected for scores that are no numbers.
     """
     corpus, texts = bundle.corpus, [request.text for request in asked]
-    vectors = embed_requests(corpus, texts, triton, progress, digest=bundle.digests["embedder"])
+    requests = [corpus.weights.pieces(text) for text in texts]
+    vectors = embed_requests(corpus, requests, triton, progress, digest=bundle.digests["embedder"])
     _finite(np.concatenate(vectors), "embeddings")
     most = max(depth, NUM_BACKGROUND) + max(len(request.golds) for request in asked)
-    candidates = corpus.candidates(vectors, texts, most, corpus.weights)
+    candidates = corpus.candidates(vectors, requests, most, corpus.weights)
     scores: Iterable[Floats] = [np.empty(0, np.float32)] * len(asked)
     if depth:
         depths = [depth + len(request.golds) for request in asked]

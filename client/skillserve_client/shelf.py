@@ -1,4 +1,4 @@
-"""The folder of bundles: one run publishes at a time, and old versions go."""
+"""The folder of bundles: one run publishes at a time, over the version that it began with, and old ones go."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 
 from skillserve.console import talk
 from skillserve.errors import BundleError
+from skillserve_client.bundle import live_version
 
-__all__ = ["LOCK_FILE", "locked", "remove_old"]
+__all__ = ["LOCK_FILE", "locked", "next_version"]
 
 LOCK_FILE = ".lock"
 
@@ -38,8 +39,28 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def remove_old(root: Path, *, keep: int, always: frozenset[str | None]) -> None:
-    """Remove all but the newest `keep` versions, and never those in `always`; one that resists is only told."""
+@contextmanager
+def next_version(root: Path, *, over: str | None, keep: int, advice: str, force: bool = False) -> Iterator[None]:
+    """Publish in the block, alone; afterwards all but the newest `keep` versions, the live one and its parent go.
+
+    Raises BundleError with the caller's advice if the live version is no longer the one that the run began with,
+    unless forced.
+    """
+    with locked(root):
+        before = live_version(root)
+        if before != over and not force:
+            raise BundleError(
+                f"folder of bundles `{root}`",
+                got=f"{before or 'no bundle'} as the live one",
+                wanted=f"{over or 'no bundle'}, as at the start of this run",
+                fix=f"Nothing was published. {advice}",
+            )
+        yield
+        _remove_old(root, keep=keep, always=frozenset({live_version(root), before}))
+
+
+def _remove_old(root: Path, *, keep: int, always: frozenset[str | None]) -> None:
+    """One that resists is only told."""
     versions = sorted(path for path in root.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir())
     for old in versions[:-keep]:
         if old.name not in always:

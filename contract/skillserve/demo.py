@@ -163,7 +163,7 @@ def _key(step: _Step) -> str:
     """Digest of everything that the outcome of a step depends on, before it runs."""
     spec = importlib.util.find_spec(step.room)
     room = Path(spec.origin).parent if spec and spec.origin else Path()
-    code = sorted(room.rglob("*.py")) + sorted(Path(__file__).parent.glob("*.py"))
+    code = sorted(room.rglob("*.py")) + sorted(Path(__file__).parent.rglob("*.py"))
     content = {str(path): sha256_of(path) if path.is_file() else "absent" for path in (*step.reads, *code)}
     return hashlib.sha256(json.dumps([step.arguments, content]).encode()).hexdigest()
 

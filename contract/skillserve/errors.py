@@ -23,6 +23,9 @@ An error says four things: its subject, what was got, what was wanted, and the n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 __all__ = [
     "BundleError",
     "CardError",
@@ -54,15 +57,18 @@ class SkillserveError(Exception):
         self.got = got
         self.wanted = wanted
         self.fix = fix
+        self.findings: Mapping[str, Any] = {}
+        """What a command found out before it failed; `--json` prints it with the error, as one document."""
         super().__init__(f"{subject}: got {got}; wanted {wanted}. {fix}")
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling, and worker processes raise these.
-        return (_rebuild, (type(self), self.subject, self.got, self.wanted, self.fix))
+        return (_rebuild, (type(self), self.subject, self.got, self.wanted, self.fix), {"findings": self.findings})
 
-    def to_dict(self) -> dict[str, str | int]:
-        """The error as `--json` prints it."""
+    def to_dict(self) -> dict[str, Any]:
+        """The error as `--json` prints it, behind what was found out before."""
         return {
+            **self.findings,
             "error": type(self).__name__,
             "subject": self.subject,
             "got": self.got,

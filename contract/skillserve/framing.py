@@ -20,7 +20,6 @@ import numpy as np
 
 from skillserve.card import ModelCard
 from skillserve.errors import CardError, QueryError
-from skillserve.parts import request_parts
 from skillserve.records import Skill
 from skillserve.tensors import Ids
 from skillserve.text import Frame, Piece, document_text, query_text, skill_text
@@ -226,17 +225,16 @@ class EmbedderTokens:
 
     def queries(self, texts: Sequence[str]) -> list[CutText]:
         """Framed ids of many requests."""
-        return [whole for (whole,) in self.queries_and_parts(texts, parts=False)]
+        return [whole for (whole,) in self.queries_in_pieces([(text,) for text in texts])]
 
-    def queries_and_parts(self, texts: Sequence[str], *, parts: bool) -> list[list[CutText]]:
-        """Framed ids of many requests, and where `parts` are wanted those of each one's parts behind it.
+    def queries_in_pieces(self, requests: Sequence[Sequence[str]]) -> list[list[CutText]]:
+        """Framed ids of many requests, each given and returned with its parts behind it.
 
         A part is read as a request is, prompt included; for one that the tokenizer finds nothing in, the request is.
         """
-        pieces = [(text, *(request_parts(text) if parts else ())) for text in texts]
-        cuts = iter(self._read([piece for of_one in pieces for piece in of_one]))
+        cuts = iter(self._read([piece for of_one in requests for piece in of_one]))
         found = []
-        for of_one in pieces:
+        for of_one in requests:
             whole, *others = (next(cuts) for _ in of_one)
             if whole is None:
                 raise QueryError(

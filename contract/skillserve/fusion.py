@@ -11,6 +11,7 @@ weights stand in the bundle.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from skillserve.parts import request_parts
 
-__all__ = ["PLAIN", "FirstStageWeights", "blend", "fuse"]
+__all__ = ["PLAIN", "FirstStageWeights", "blend", "fuse", "scored_texts"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -48,9 +49,9 @@ class FirstStageWeights:
         """The weights that settings or a record name."""
         return cls(lexical=weighted.lexical_weight, parts=weighted.part_weight)
 
-    def scored_texts(self, request: str) -> tuple[str, ...]:
-        """What lexical scores are of: the request's parts where they weigh something and there are any, or itself."""
-        return (request_parts(request) if self.parts else ()) or (request,)
+    def pieces(self, request: str) -> tuple[str, ...]:
+        """What is embedded of a request: the whole and, where they weigh something, its parts behind it."""
+        return (request, *(request_parts(request) if self.parts else ()))
 
     def __str__(self) -> str:
         return f"lexical {self.lexical:g}, parts {self.parts:g}"
@@ -60,11 +61,16 @@ PLAIN = FirstStageWeights()
 """First-stage scores are similarities."""
 
 
+def scored_texts(pieces: Sequence[str]) -> Sequence[str]:
+    """What lexical scores are of: a request's parts, or the whole where it has none; `pieces` are its."""
+    return pieces[1:] or pieces
+
+
 def blend(similarities: Floats, lexical: Floats | None, weights: FirstStageWeights) -> Floats:
     """First-stage scores `[N]` float32 of one request, from similarities `[1 + P, N]` and lexical scores `[M, N]`.
 
     The first row of similarities is the whole request's, the others are its parts'. The lexical scores are those of
-    `weights.scored_texts`: M = P, or 1. A request without parts counts as its own part, so that scores of short and
+    `scored_texts`: M = P, or 1. A request without parts counts as its own part, so that scores of short and
     long requests compare. N is the whole catalogue, since a share of it would have another maximum. A weight of 0, and
     lexical scores that are all 0, leave the rest as it is, bit for bit.
 

@@ -3,8 +3,11 @@ r"""The only place that takes a request apart.
 A long request often asks for several things, and one vector blends them. Its parts are embedded beside the whole, each
 as a request of its own, so that a skill which fits one of them well is found (`skillserve.fusion.blend`).
 
-    sentence   ends at `.`, `!`, `?` or `…` with white space behind it, and at a line break, as list items do; what
-               holds fewer than two words goes with the sentence behind it, or at the end with the one before
+    sentence   ends at `.`, `!`, `?` or `…` with white space behind it, at a full-width `。`, `!` or `?` whatever is
+               behind it, once quotes and brackets are closed, and at a line break, as list items do; what holds fewer
+               than two words goes with the sentence behind it, or at the end with the one before
+    word       what stands between white space; in Chinese and Japanese, which have none, up to two Han characters,
+               about the length of their words, or a run of hiragana or of katakana, so that a greeting is one word
     part       three neighbouring sentences; the next part begins one sentence later
 
 A request of at most three sentences is a part itself, and has none. None has more than `MAX_PARTS`: in longer requests
@@ -20,7 +23,7 @@ from itertools import islice
 
 __all__ = ["MAX_PARTS", "PART_FORMAT", "PART_SENTENCES", "PART_STRIDE", "request_parts"]
 
-PART_FORMAT = "parts/1"
+PART_FORMAT = "parts/2"
 """Version of everything in this file."""
 
 PART_SENTENCES = 3
@@ -36,11 +39,21 @@ _SHARED = PART_SENTENCES - PART_STRIDE
 """Sentences that neighbouring parts have in common, at the least."""
 
 _LEAST_WORDS = 2
-"""Words of a sentence: `1.`, `e.g.` and `Thanks!` are none."""
+"""Words of a sentence: `1.`, `e.g.`, `Thanks!` and `谢谢。` are none."""
 
-# Each begins with what it cannot go on without, so that neither looks at a character more than a few times.
-_BREAK = re.compile(r"(?<=[.!?…])\s+|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
-_WORD = re.compile(r"[^\W_]\S*")
+_HAN = r"\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_HIRAGANA = r"\u3041-\u309f"
+_KATAKANA = r"\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+_STOPS = r"\u3002\uff01\uff1f\uff61"
+_CLOSING = r")\]\u2019\u201d\u3009\u300b\u300d\u300f\u3011\u3015\uff09\uff3d\uff5d\uff63"
+_COMMAS = r"\u3001\uff0c\uff1a\uff1b\uff64"
+
+# Each begins with what it cannot go on without, so that none looks at a character more than a few times. A group is
+# what still belongs to the sentence.
+_BREAK = re.compile(rf"(?<=[.!?…])\s+|([{_STOPS}][{_STOPS}{_CLOSING}]*)\s*|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+_WORD = re.compile(
+    rf"[{_HAN}]{{1,2}}|[{_HIRAGANA}]+|[{_KATAKANA}]+|[^\W_][^\s{_COMMAS}{_STOPS}{_HAN}{_HIRAGANA}{_KATAKANA}]*"
+)
 
 
 def request_parts(text: str) -> tuple[str, ...]:
@@ -63,7 +76,7 @@ def request_parts(text: str) -> tuple[str, ...]:
 
 def _sentences(text: str) -> list[tuple[int, int]]:
     """Where each sentence begins and ends."""
-    ends = [(found.start(), found.end()) for found in _BREAK.finditer(text)]
+    ends = [(max(found.start(), found.end(1)), found.end()) for found in _BREAK.finditer(text)]
     found: list[tuple[int, int]] = []
     begin = at = words = 0
     for end, following in [*ends, (len(text), len(text))]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from skillserve.card import ModelCard
 from skillserve.console import Bar, out, print_json, progress, talk
-from skillserve.errors import UsageError
+from skillserve.errors import ParityError, UsageError
 from skillserve.flags import Json, with_settings
 from skillserve.settings import Settings
 from skillserve_export.gate import RankGate, Tell, judge_server
@@ -110,8 +111,8 @@ def verify(
         with progress("verify", 2) as bar:
             ranks = RankGate(settings=settings.export, data=data, run=run, report=report, tell=_teller(bar))
             verdict = judge_server(weights, client, ranks, advance=lambda note: bar.advance(note=note))
-        _show(verdict.card, None, (), verdict, as_json=as_json)
-        verdict.require(fix="Do not search with it: go back to the server, runtime or driver that passed.")
+        with _judged(verdict.card, None, (), verdict, as_json=as_json):
+            verdict.require(fix="Do not search with it: go back to the server, runtime or driver that passed.")
         return
     with progress("verify", NUM_STEPS - 1) as bar:
         gated = (
@@ -120,11 +121,11 @@ def verify(
         verified = verify_model(
             weights, settings.export, data=data, gate=gated, advance=lambda note: bar.advance(note=note)
         )
-    _show(verified.card, verified.folder, verified.checks, verified.verdict, as_json=as_json)
     advice = f"Do not serve it. Export it again: skillserve export {weights}"
-    require(verified.checks, f"graph in `{verified.folder}`", fix=advice)
-    if verified.verdict is not None:
-        verified.verdict.require(fix=advice)
+    with _judged(verified.card, verified.folder, verified.checks, verified.verdict, as_json=as_json):
+        require(verified.checks, f"graph in `{verified.folder}`", fix=advice)
+        if verified.verdict is not None:
+            verified.verdict.require(fix=advice)
 
 
 def _refuse_alone(options: Mapping[str, object], *, gate: bool) -> None:
@@ -143,20 +144,40 @@ def _teller(bar: Bar) -> Tell:
     return lambda note: bar.advance(0, note=note)
 
 
+@contextmanager
+def _judged(
+    card: ModelCard, folder: Path | None, checks: Sequence[Check], verdict: Verdict | None, *, as_json: bool
+) -> Iterator[None]:
+    """Show what was found, and have the block judge it; as JSON findings and failure are one document."""
+    if not as_json:
+        _show(card, folder, checks, verdict, as_json=False)
+        yield
+        return
+    try:
+        yield
+    except ParityError as error:
+        error.findings = _findings(card, folder, checks, verdict)
+        raise
+    _show(card, folder, checks, verdict, as_json=True)
+
+
 def _show(
     card: ModelCard, folder: Path | None, checks: Sequence[Check], verdict: Verdict | None, *, as_json: bool
 ) -> None:
-    judged = [*checks, *(() if verdict is None else verdict.checks)]
     if as_json:
-        result: dict[str, Any] = {"folder": None if folder is None else str(folder), "digest": card.digest}
-        result["checks"] = [check.to_dict() for check in judged]
-        if verdict is not None:
-            result["gate"] = {"report": str(verdict.folder)} | report_of(verdict)
-        print_json(result)
+        print_json(_findings(card, folder, checks, verdict))
         return
     table = Table("check", "passed", "detail", title=f"{card.name} ({card.short_digest})")
-    for check in judged:
+    for check in (*checks, *(() if verdict is None else verdict.checks)):
         table.add_row(check.name, "yes" if check.passed else "NO", check.detail)
     out.print(table)
     if verdict is not None:
         talk(f"Report: {verdict.folder}")
+
+
+def _findings(card: ModelCard, folder: Path | None, checks: Sequence[Check], verdict: Verdict | None) -> dict[str, Any]:
+    result: dict[str, Any] = {"folder": None if folder is None else str(folder), "digest": card.digest}
+    result["checks"] = [check.to_dict() for check in (*checks, *(() if verdict is None else verdict.checks))]
+    if verdict is not None:
+        result["gate"] = {"report": str(verdict.folder)} | report_of(verdict)
+    return result

@@ -59,6 +59,14 @@ def test_what_keeps_a_server_from_starting_is_told_as_serve_tells_it(
     assert error["error"] == "RepositoryError"
 
 
+def test_a_report_that_cannot_be_written_is_exit_2_before_a_server_is_started(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, error = run(capsys, "overhead", "--repository", tmp_path / "no-repository", "--out", tmp_path)
+    assert code == 2
+    assert "--out" in str(error)
+
+
 def test_a_setting_out_of_range_is_exit_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, error = run(capsys, "batching", "--packed", tmp_path, "--padded", tmp_path, "--rounds", 0)
     assert code == 2

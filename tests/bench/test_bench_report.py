@@ -86,6 +86,14 @@ def test_a_report_is_written_where_it_was_asked_for_and_json_stays_alone_on_stdo
     assert printed["environment"]["num_cores"] == 2
 
 
+def test_a_report_that_could_not_be_written_leaves_stdout_to_the_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(OSError, match=tmp_path.name):
+        deliver(REPORT, file=tmp_path, as_json=True)
+    assert capsys.readouterr().out == ""
+
+
 def test_people_see_the_summary_and_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     deliver(REPORT, file=None, as_json=False)
     printed = capsys.readouterr().out

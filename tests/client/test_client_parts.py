@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from skillserve import fusion, parts
 from skillserve.console import progress
 from skillserve.errors import BundleError, DeadlineExceeded, QueryError
 from skillserve.lexical import LexicalIndex
@@ -72,6 +73,32 @@ def test_a_request_and_its_parts_are_embedded_in_one_call(parted: Bundle, fake: 
         ((role, sequences, _),) = fake.calls
         assert (role, len(sequences)) == ("embedder", num)
         assert sequences[0].tolist() == parted.corpus.embedder.query(query).ids.tolist()
+
+
+def test_a_request_is_taken_apart_once_a_search(parted: Bundle, fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is embedded and what words are counted in are the same parts; without a weight there are none."""
+    taken: list[str] = []
+    monkeypatch.setattr(fusion, "request_parts", lambda text: taken.append(text) or parts.request_parts(text))
+    search(parted, fake, LONG)
+    assert taken == [LONG]
+    score_requests(parted, [Asked(text=VERY_LONG, golds=frozenset())], fake, 0, progress)
+    assert taken == [LONG, VERY_LONG]
+    search(parted, fake, LONG, part_weight=0)
+    assert len(taken) == 2
+
+
+def test_the_note_on_a_long_request_says_what_was_read_of_its_parts(parted: Bundle, fake: Any) -> None:
+    whole_parts, cut_parts = " ".join(SENTENCES * 2), VERY_LONG
+    for request, part_weight in ((whole_parts, PARTS), (cut_parts, PARTS), (cut_parts, 0)):
+        note, *_ = search(parted, fake, request, part_weight=part_weight).notes
+        assert "read its first 24 tokens" in note
+        cuts = [cut.num_cut > 0 for cut in parted.corpus.embedder.queries(parts.request_parts(request))]
+        assert any(cuts) == (request == cut_parts)
+        told = "and cut none of them" if not any(cuts) else f"but cut {sum(cuts)} of them, too"
+        assert ("parts" in note) == (part_weight > 0)
+        if part_weight:
+            assert note.endswith(f"were cut; it also read each of the request's {len(cuts)} parts, {told}")
+    assert not any("were cut" in note for note in search(parted, fake, SHORT).notes)
 
 
 def test_a_short_request_ranks_as_without_parts_and_its_scores_grow_by_the_weight(

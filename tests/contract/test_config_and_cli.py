@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pickle
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +18,9 @@ from typer.testing import CliRunner
 from skillserve import errors
 from skillserve.cli import COMMANDS, Command, app, main
 from skillserve.config import load_settings
-from skillserve.errors import ConfigError, SkillserveError
+from skillserve.errors import ConfigError, ParityError, SkillserveError
 from skillserve.flags import Json, with_settings
-from skillserve.settings import SearchSettings, Settings
+from skillserve.settings import SearchSettings, Section, Settings
 
 
 @pytest.fixture
@@ -92,6 +95,14 @@ def test_every_error_names_its_four_parts_and_an_exit_code() -> None:
         assert isinstance(error, SkillserveError)
         assert kind.__name__ in (errors.__doc__ or "")
     assert {kind.exit_code for kind in kinds} == {1, 2, 3, 4, 5}
+
+
+def test_an_error_is_told_behind_what_was_found_out_before_it() -> None:
+    error = ParityError("graph", got="2", wanted="1", fix="Export it again.")
+    error.findings = {"checks": [1, 2]}
+    for each in (error, pickle.loads(pickle.dumps(error))):  # noqa: S301 -- our own
+        assert list(each.to_dict()) == ["checks", "error", "subject", "got", "wanted", "fix", "exit_code"]
+        assert each.to_dict()["checks"] == [1, 2]
 
 
 def test_help_lists_all_commands_and_imports_no_room() -> None:
@@ -242,3 +253,12 @@ def test_help_states_defaults_and_variables_in_brackets(
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "[default: 50]" in text
     assert "SKILLSERVE_SEARCH_CANDIDATES]" in text
+
+
+def test_every_section_stands_behind_the_one_door() -> None:
+    door = importlib.import_module(Settings.__module__)
+    files = [importlib.import_module(f"{door.__name__}.{file.name}") for file in pkgutil.iter_modules(door.__path__)]
+    public = {name: getattr(file, name) for file in files for name in file.__all__}
+    sections = {name: found for name, found in public.items() if isinstance(found, type)}
+    assert {name: getattr(door, name) for name in sections} == sections
+    assert {type(getattr(Settings(), name)) for name in Settings.model_fields} == {*sections.values()} - {Section}

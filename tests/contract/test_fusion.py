@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from skillserve.card import ModelCard, compute_digest, read_card
-from skillserve.fusion import PLAIN, FirstStageWeights, blend, fuse
+from skillserve.fusion import PLAIN, FirstStageWeights, blend, fuse, scored_texts
 from skillserve.settings import EvaluateSettings
 
 LOGITS = np.array([2.5, -1.25, 0.0], np.float32)
@@ -48,13 +48,16 @@ def test_first_stage_scores_are_the_requests_and_those_of_its_best_parts_with_th
 
 def test_a_request_without_parts_is_its_own() -> None:
     assert blend(NEAR[:1], None, FirstStageWeights(parts=3.0)).tolist() == [2.0, -1.0, 3.0]
-    assert FirstStageWeights(parts=3.0).scored_texts("One sentence only.") == ("One sentence only.",)
+    assert scored_texts(FirstStageWeights(parts=3.0).pieces("One sentence only.")) == ("One sentence only.",)
 
 
 def test_words_are_counted_in_the_parts_where_those_weigh_something() -> None:
     request = "Merge two files. Keep the marks. Drop blank pages. Mail the result."
-    assert FirstStageWeights(lexical=1.0).scored_texts(request) == (request,)
-    first, second = FirstStageWeights(parts=1.0).scored_texts(request)
+    assert scored_texts(FirstStageWeights(lexical=1.0).pieces(request)) == (request,)
+    whole, *parts = pieces = FirstStageWeights(parts=1.0).pieces(request)
+    assert whole == request
+    assert list(scored_texts(pieces)) == parts
+    first, second = parts
     assert first == "Merge two files. Keep the marks. Drop blank pages."
     assert second == "Keep the marks. Drop blank pages. Mail the result."
 

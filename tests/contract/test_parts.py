@@ -1,5 +1,7 @@
 """Requests taken apart: sentences, windows over them, and hostile ones."""
 
+# ruff: noqa: RUF001 -- full-width punctuation is what is tested
+
 from __future__ import annotations
 
 import time
@@ -58,6 +60,17 @@ def test_longer_requests_have_sixteen_longer_parts_that_cover_them_evenly(num: i
         ("Hello!\nDo one. Do two. Do three. Do four. Thanks!", ["Hello!\nDo one.", None, None, "Do four. Thanks!"]),
         ("1. Do one. 2. Do two. 3. Do three. 4. Do four.", ["1. Do one.", "2. Do two.", "3. Do three.", "4. Do four."]),
         ("Do one. *** Do two. --- Do three. 🎉 🎉 🎉. Do four.", ["Do one.", None, None, "🎉 🎉 🎉. Do four."]),
+        ("合并文件。压缩图片！它很慢吗？翻译这篇文章", ["合并文件。", "压缩图片！", "它很慢吗？", "翻译这篇文章"]),
+        (
+            "ありがとう！画像を縮小して。PDFを結合。表を直せますか？メールを送る｡",
+            ["ありがとう！画像を縮小して。", "PDFを結合。", "表を直せますか？", "メールを送る｡"],
+        ),
+        (
+            "他说「合并文件。」压缩图片！？翻译。整理表格。好的。用Python。",
+            ["他说「合并文件。」", "压缩图片！？", "翻译。整理表格。", "好的。用Python。"],
+        ),
+        ("合并文件。 Merge PDF. 压缩图片！再翻译它。", ["合并文件。", "Merge PDF.", "压缩图片！", "再翻译它。"]),
+        ("用v1.2画图。版本３．５更好。改名，重试。说完了。", ["用v1.2画图。", "版本３．５更好。", None, "说完了。"]),
     ],
 )
 def test_where_sentences_end(text: str, sentences: list[str | None]) -> None:
@@ -87,9 +100,32 @@ def test_parts_are_few_pieces_of_the_request_with_words_in_each(text: str) -> No
         assert part == part.strip()
         at = text.index(part, at)  # in the order of the request
         assert sum(any(char.isalnum() for char in word) for word in part.split()) >= 2 * PART_SENTENCES
-    if parts:
-        assert text.strip().startswith(parts[0])
-        assert text.strip().endswith(parts[-1])
+    assert_covered(text.strip(), parts)
+
+
+@settings(max_examples=300, deadline=None)
+@example("。".join(["漢字の文"] * 60))
+@example("漢。漢。漢。漢。漢。漢。漢。漢。")
+@given(st.text(alphabet=st.sampled_from("漢字あアー。！？｡」、…. \nab1"), max_size=400))
+def test_parts_without_white_space_between_words_are_pieces_that_cover_the_request(text: str) -> None:
+    parts = request_parts(text)
+    assert len(parts) <= MAX_PARTS
+    assert request_parts(f"\n{text}\u3000") == parts
+    for part in parts:
+        assert part == part.strip()
+        assert part in text
+        assert sum(char.isalnum() for char in part) >= 2 * PART_SENTENCES
+    assert_covered(text.strip(), parts)
+
+
+def assert_covered(text: str, parts: tuple[str, ...]) -> None:
+    """Every character lies in a part; equal pieces are looked for as far to the right as leaves no gap."""
+    reach = 0
+    for part in parts:
+        at = text.rfind(part, 0, reach + len(part))
+        assert at >= 0
+        reach = at + len(part)
+    assert not parts or reach == len(text)
 
 
 HOSTILE = {
@@ -103,6 +139,13 @@ HOSTILE = {
     "sentences": "do it. ",
     "punctuation and blanks": "-.- ",
     "a blank before each break": " \t\n",
+    "full stops of Chinese": "。",
+    "Chinese": "漢",
+    "hiragana": "あ",
+    "changing scripts": "漢あアa",
+    "Chinese sentences": "合并文件。",
+    "closing brackets": "。」」」",
+    "full stops and blanks": "。  ",
 }
 
 

@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from skillserve.card import read_card
 from skillserve.errors import QueryError
 from skillserve.framing import EmbedderTokens, RerankerTokens
+from skillserve.parts import request_parts
 from skillserve.records import Skill
 from skillserve.text import Frame, document_text, query_text, skill_text
 
@@ -108,11 +109,12 @@ def test_parts_are_read_as_requests_and_the_whole_stands_in_for_those_without_re
     one, two, three, four, nothing = "find a log.", "plan the sql.", "sort my table.", "read all rows.", "жж ж"
     head, tail = f"{one} {two} {three}", f"{two} {three} {four}"
     texts = [f"{one} {two}", f"{head} {four}", f"{head} {four}\n{nothing}\n{nothing}\n{nothing}"]
-    read = tokens.queries_and_parts(texts, parts=True)
+    taken_apart = [(text, *request_parts(text)) for text in texts]
+    read = tokens.queries_in_pieces(taken_apart)
     wanted = [[], [head, tail], [head, tail, f"{three} {four}\n{nothing}", f"{four}\n{nothing}\n{nothing}", texts[2]]]
     for text, cuts, parts in zip(texts, read, wanted, strict=True):
         expected = tokens.queries([text, *parts])
         assert [cut.ids.tolist() for cut in cuts] == [cut.ids.tolist() for cut in expected]
-    assert [len(cuts) for cuts in tokens.queries_and_parts(texts, parts=False)] == [1, 1, 1]
+    assert [len(cuts) for cuts in tokens.queries_in_pieces([(text,) for text in texts])] == [1, 1, 1]
     with pytest.raises(QueryError):
-        tokens.queries_and_parts([texts[0], nothing], parts=True)
+        tokens.queries_in_pieces([taken_apart[0], (nothing,)])

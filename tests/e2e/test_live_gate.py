@@ -94,8 +94,9 @@ def test_a_server_that_computes_something_else_under_the_same_digest_fails(
             "--report", str(report), check=False,
         )  # fmt: skip
     assert done.returncode == 4, done.stderr
-    error = json.loads(done.stdout.splitlines()[-1])
+    error = json.loads(done.stdout)
     assert error["error"] == "ParityError"
+    assert not error["gate"]["passed"]
     assert "top-1 agreement" in error["got"]
     assert str(report) in error["got"]
     assert not json.loads((report / "gate.json").read_text())["passed"]

@@ -22,6 +22,19 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, d
     return code, json.loads(capsys.readouterr().out)
 
 
+def _rounded(module: nn.Module, card: ModelCard, core: AttentionCore, output: Path) -> None:
+    """As a precision whose values differ on purpose: only its rankings tell whether it is good enough."""
+    export_packed(module, card, core, output)
+    model = onnx.load(output)
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.ndim == 2:
+            step = np.abs(values).max()  # two bits
+            moved = (np.round(values / step) * step).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(moved, tensor.name))
+    onnx.save(model, output)
+
+
 def test_export_and_verify_judge_rankings_when_asked(
     tiny_embedder: Path, sample_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,20 +59,7 @@ def test_a_candidate_that_ranks_otherwise_is_not_written_and_its_report_is(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As a precision whose values differ on purpose would: only its rankings tell whether it is good enough."""
-
-    def rounded(module: nn.Module, card: ModelCard, core: AttentionCore, output: Path) -> None:
-        export_packed(module, card, core, output)
-        model = onnx.load(output)
-        for tensor in model.graph.initializer:
-            values = onnx.numpy_helper.to_array(tensor)
-            if values.dtype == np.float32 and values.ndim == 2:
-                step = np.abs(values).max()  # two bits
-                moved = (np.round(values / step) * step).astype(np.float32)
-                tensor.CopyFrom(onnx.numpy_helper.from_array(moved, tensor.name))
-        onnx.save(model, output)
-
-    monkeypatch.setattr(repository, "export_packed", rounded)
+    monkeypatch.setattr(repository, "export_packed", _rounded)
     monkeypatch.setattr(repository, "check_parity", lambda *_, **__: [])
     models, report = tmp_path / "models", tmp_path / "report"
     code, told = _run(
@@ -81,13 +81,41 @@ def test_a_candidate_that_ranks_otherwise_is_not_written_and_its_report_is(
 def test_verify_does_not_compare_rankings_of_a_graph_with_other_values(
     tiny_embedder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parity comes first, and its failure is the one that is told."""
+    """Parity comes first, and its failure is the one that is told, with the checks in the same document."""
     asked = [tiny_embedder, "--repository", tmp_path / "models"]
     assert main(["export", *map(str, asked)]) == 0
+    capsys.readouterr()
     monkeypatch.setattr("skillserve_export.parity.VALUE_TOLERANCE", 0.0)
-    assert main(["verify", *map(str, asked), "--gate", "--report", str(tmp_path / "report")]) == 4
-    assert "values" in capsys.readouterr().err
+    code, told = _run(capsys, "verify", *asked, "--gate", "--report", tmp_path / "report")
+    assert code == told["exit_code"] == 4
+    assert told["error"] == "ParityError"
+    assert [check["name"] for check in told["checks"] if not check["passed"]] == ["values"]
+    assert told["got"].startswith("values: ")
+    assert told["folder"] == str(tmp_path / "models" / "skill_embedder")
+    assert "gate" not in told
     assert not (tmp_path / "report" / "gate.json").exists()
+
+
+def test_verify_tells_a_failed_gate_and_its_figures_in_one_document(
+    tiny_embedder: Path,
+    sample_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = [tiny_embedder, "--repository", tmp_path / "models", "--data", sample_data]
+    monkeypatch.setattr(repository, "export_packed", _rounded)
+    monkeypatch.setattr(repository, "check_parity", lambda *_, **__: [])
+    assert main(["export", *map(str, asked)]) == 0
+    capsys.readouterr()
+    code, told = _run(capsys, "verify", *asked, "--gate", "--gate-requests", 6, "--report", tmp_path / "report")
+    assert code == told["exit_code"] == 4
+    assert told["error"] == "ParityError"
+    failed = [check["name"] for check in told["checks"] if not check["passed"]]
+    assert failed
+    assert all(name in told["got"] for name in failed)
+    assert not told["gate"]["passed"]
+    assert told["gate"]["figures"] == json.loads((tmp_path / "report" / "gate.json").read_text())["figures"]
 
 
 @pytest.mark.parametrize("option", [["--url", "127.0.0.1:1"], ["--run", "some.run"], ["--report", "reports"]])

@@ -21,9 +21,10 @@ from skillserve.records import Query, Run, Skill
 from skillserve.settings import MineSettings, Settings
 from skillserve_training import TrainingData, hold_out, read_training_data
 from skillserve_training.candidates import merge
-from skillserve_training.guards import Likeness, NameGuard, NearGoldGuard, OverlapGuard, ShareGuard
+from skillserve_training.guards import NameGuard, NearGoldGuard, OverlapGuard, ShareGuard
 from skillserve_training.mined import Mined, read_mined, write_mined
 from skillserve_training.mining import mine
+from skillserve_training.nearness import Likeness
 from skillserve_training.systems import open_weights
 
 

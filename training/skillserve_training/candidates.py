@@ -18,7 +18,7 @@ from skillserve.metrics import ranked
 from skillserve.records import Run
 from skillserve.systems import System
 from skillserve_training.dataset import TrainingData
-from skillserve_training.guards import Likeness
+from skillserve_training.nearness import Nearness
 
 __all__ = ["Candidate", "merge", "nearest_wrong_skills", "ranked_by", "wrong_skills"]
 
@@ -69,12 +69,12 @@ def wrong_skills(run: Run, part: TrainingData, last: int) -> NDArray[np.int32]:
     return wrong_QR
 
 
-def nearest_wrong_skills(likeness: Likeness, part: TrainingData, last: int) -> NDArray[np.int32]:
-    """The same from embeddings, exactly; equally near skills as positions are."""
+def nearest_wrong_skills(nearness: Nearness, part: TrainingData, last: int) -> NDArray[np.int32]:
+    """The same by nearness, exactly; equally near skills as positions are."""
     position = {skill.id: place for place, skill in enumerate(part.skills)}
     wrong_QR = np.full((len(part.queries), last), -1, np.int32)
     for start in range(0, len(part.queries), _ROWS):
-        near_RS = likeness.requests[start : start + _ROWS] @ likeness.skills.T
+        near_RS = nearness.block(start, start + _ROWS)
         for row, near_S in enumerate(near_RS, start):
             golds = [position[skill] for skill in part.golds[part.queries[row].id]]
             near_S[golds] = -np.inf

@@ -12,9 +12,9 @@ from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
 from skillserve_training.families import family_of
 from skillserve_training.forward import autocast, grouped, score
-from skillserve_training.guards import Likeness
 from skillserve_training.lists import Listing, RerankerTexts
 from skillserve_training.losses import listwise_loss, pointwise_loss
+from skillserve_training.nearness import Nearness
 from skillserve_training.objective import Synchronise, Trainee
 from skillserve_training.precision import Precision
 
@@ -48,7 +48,7 @@ class RerankerTrainee(Trainee):
 class Comparison:
     """A loss per list, over the logits or, with a similarity weight, over the final scores that a search ranks by."""
 
-    def __init__(self, texts: RerankerTexts, settings: TrainSettings, first_stage: Likeness | None = None) -> None:
+    def __init__(self, texts: RerankerTexts, settings: TrainSettings, first_stage: Nearness | None = None) -> None:
         self._texts = texts
         self._chunk_size = settings.chunk_size
         self._loss = _LOSSES[settings.loss]

@@ -45,11 +45,11 @@ class Embedder:
         """Unit rows of requests `[Q, D]` and of skills `[S, D]`, float32, in the given order."""
         return self._rows([cut.ids for cut in self.tokens.queries([query.text for query in queries])], skills)
 
-    def embed_with_parts(
-        self, queries: Sequence[Query], skills: Sequence[Skill], *, parts: bool
+    def embed_in_pieces(
+        self, requests: Sequence[Sequence[str]], skills: Sequence[Skill]
     ) -> tuple[list[Tensor], Tensor]:
-        """As `embed`, but of each request `[1 + P, D]`: its own row and, where wanted, those of its parts."""
-        read = self.tokens.queries_and_parts([query.text for query in queries], parts=parts)
+        """As `embed`, but of requests with their parts behind them, each `[1 + P, D]`."""
+        read = self.tokens.queries_in_pieces(requests)
         rows, skill_rows = self._rows([cut.ids for cuts in read for cut in cuts], skills)
         return list(torch.split(rows, [len(cuts) for cuts in read])), skill_rows
 

@@ -1,7 +1,7 @@
 """Guards against false negatives: candidates that nobody judged, but that probably fit the request.
 
-Each guard looks at one request's candidates and names those to leave out. Legend: S skills, Q requests, D dimension
-of embeddings; a skill is named by its position.
+Each guard looks at one request's candidates and names those to leave out. A skill is named
+by its position.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from skillserve.records import Skill
 from skillserve.text import skill_text
+from skillserve_training.nearness import Likeness
 
-__all__ = ["Guard", "Likeness", "NameGuard", "NearGoldGuard", "OverlapGuard", "ShareGuard"]
+__all__ = ["Guard", "NameGuard", "NearGoldGuard", "OverlapGuard", "ShareGuard"]
 
 _WORD = re.compile(r"\w+")
 _RUN = 5
@@ -89,21 +90,6 @@ class OverlapGuard:
             runs = np.lib.stride_tricks.sliding_window_view(numbers, length) if words else numbers.reshape(0, 1)
             self._known[skill] = np.unique((runs * _BASE ** np.arange(1, length + 1, dtype=np.uint64)).sum(1))
         return self._known[skill]
-
-
-@dataclass(frozen=True, slots=True)
-class Likeness:
-    """What an embedder makes of requests and skills."""
-
-    requests: NDArray[np.float32]
-    """`[Q, D]`, rows unit-norm"""
-    skills: NDArray[np.float32]
-    """`[S, D]`, rows unit-norm"""
-
-    def to_request(self, request: int, skills: Sequence[int]) -> NDArray[np.float32]:
-        """Cosine of each skill to the request."""
-        cosines: NDArray[np.float32] = self.skills[list(skills)] @ self.requests[request]
-        return cosines
 
 
 @dataclass(frozen=True, slots=True)

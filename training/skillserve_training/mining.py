@@ -24,8 +24,9 @@ from skillserve_training.candidates import Candidate, merge, nearest_wrong_skill
 from skillserve_training.dataset import TrainingData
 from skillserve_training.evaluate import Embedder
 from skillserve_training.forward import embed_all
-from skillserve_training.guards import Guard, Likeness, NameGuard, NearGoldGuard, OverlapGuard, ShareGuard
+from skillserve_training.guards import Guard, NameGuard, NearGoldGuard, OverlapGuard, ShareGuard
 from skillserve_training.mined import NEGATIVE
+from skillserve_training.nearness import Likeness
 from skillserve_training.systems import EmbedderSystem, TwoStageSystem
 
 __all__ = ["mine"]

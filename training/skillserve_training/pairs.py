@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from skillserve.framing import EmbedderTokens
+from skillserve.fusion import FirstStageWeights
 from skillserve.records import Skill
 from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
@@ -61,7 +62,8 @@ class EmbedderTexts:
 def tokenise(data: TrainingData, tokens: EmbedderTokens, settings: TrainSettings) -> EmbedderTexts:
     """Requests and skills as the card of `tokens` has them read; what the settings do not use is not tokenised."""
     position = {skill.id: i for i, skill in enumerate(data.skills)}
-    read = tokens.queries_and_parts([query.text for query in data.queries], parts=settings.part_weight > 0)
+    weights = FirstStageWeights.of(settings)
+    read = tokens.queries_in_pieces([weights.pieces(query.text) for query in data.queries])
     texts = EmbedderTexts(
         requests=[whole.ids for whole, *_ in read],
         golds=[frozenset(position[skill] for skill in data.golds[query.id]) for query in data.queries],

@@ -1,7 +1,7 @@
 """Fine-tuning the reranker: of the skills that the first stage confuses, the fitting one is to score highest.
 
-With a similarity weight it learns a correction: the loss sees `logit + similarity_weight · similarity`, which a search
-ranks by, so the logit has to say only what the embedder does not know.
+With a similarity weight it learns a correction: the loss sees `logit + similarity_weight · first-stage score`, which a
+search ranks by, so the logit has to say only what the first stage does not know.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from skillserve_training.dataset import TrainingData, hold_out
 from skillserve_training.distributed import join_processes
 from skillserve_training.evaluate import Embedder, Reranker
 from skillserve_training.families import family_of
-from skillserve_training.guards import Likeness
 from skillserve_training.holdout import RerankerHoldout, require_unseen
 from skillserve_training.limits import prepare, training_limits
 from skillserve_training.lists import schedule_of_lists, tokenise_sides
 from skillserve_training.memory import memory_errors
 from skillserve_training.mined import Mined
+from skillserve_training.nearness import Nearness
 from skillserve_training.precision import Precision, choose_precision
 from skillserve_training.run import identity, publish, summarise
 from skillserve_training.systems import FirstStage
@@ -57,7 +57,7 @@ def train_reranker(
 ) -> ModelCard:
     """Fine-tune, measure both stages on the hold-out, choose the similarity weight there, write the weights folder.
 
-    Negatives are `mined`, or else those that the embedder ranks within the settings' window. A run that was stopped
+    Negatives are `mined`, or else those that the first stage ranks within the settings' window. A run that was stopped
     goes on from its checkpoint. Raises ConfigError for settings that do not fit, or a run that diverges or does not
     fit into memory.
     """
@@ -77,13 +77,7 @@ def train_reranker(
     texts = tokenise_sides(to_train, reranker_tokens(base.folder, training_limits(card, settings)))
 
     with memory_errors(settings, rows_of_sequences=1 + settings.num_negatives):
-        likeness, holdout = _first_stage(embedder_base, to_train, to_choose, settings, precision, mined)
-        if mined:
-            negatives: Sequence[Sequence[int]] = mined.of(to_train)
-        else:
-            first, last = window(settings.ranks)
-            ranked = nearest_wrong_skills(likeness, to_train, last)[:, first - 1 :]
-            negatives = [row[row >= 0].tolist() for row in ranked]
+        negatives, nearness, holdout = _first_stage(embedder_base, to_train, to_choose, settings, precision, mined)
         rows, steps = schedule_of_lists(texts, negatives, settings)
         sources = {"embedder": embedder_base.identity, "mined": mined.digest if mined else None}
         run = identity(to_train, base, settings, precision, rows, **sources)
@@ -95,7 +89,7 @@ def train_reranker(
             family_of(model).start_head(model, tokens, texts.skills, settings)
         reranker = Reranker(model, reranker_tokens(base.folder, card), tokens, precision)
         trainee = RerankerTrainee(model, tokens, precision, new_head=new_head)
-        objective = Comparison(texts, settings, likeness if settings.similarity_weight else None)
+        objective = Comparison(texts, settings, nearness if settings.similarity_weight else None)
         course = fit(
             trainee,
             objective,
@@ -126,8 +120,8 @@ def _first_stage(
     settings: TrainSettings,
     precision: Precision,
     mined: Mined | None,
-) -> tuple[Likeness, RerankerHoldout]:
-    """What the embedder says of the training part, where that is needed, and its ranking of the hold-out.
+) -> tuple[Sequence[Sequence[int]], Nearness | None, RerankerHoldout]:
+    """Negatives of the training part, how the first stage scores it where that is needed, and its ranking of the rest.
 
     The embedder itself is gone afterwards: the reranker may need its memory.
     """
@@ -139,8 +133,15 @@ def _first_stage(
             fix="Train one: skillserve train embedder, or write a stock one: skillserve card",
         )
     embedder = Embedder(open_embedder(base.folder), base.card, embedder_tokens(base.folder, base.card), precision)
-    needed = mined is None or settings.similarity_weight > 0
-    requests, skills = embedder.embed(to_train.queries, to_train.skills) if needed else (torch.empty(0), torch.empty(0))
     first = FirstStage(embedder, FirstStageWeights.of(settings))
     holdout = RerankerHoldout.of(first, to_choose, settings.similarity_weight)
-    return Likeness(requests.numpy(), skills.numpy()), holdout
+    if mined and not settings.similarity_weight:
+        return mined.of(to_train), None, holdout
+    nearness = first.nearness(to_train.queries, to_train.skills)
+    return mined.of(to_train) if mined else _ranked(nearness, to_train, settings), nearness, holdout
+
+
+def _ranked(nearness: Nearness, part: TrainingData, settings: TrainSettings) -> list[list[int]]:
+    """Per request, the wrong skills within the settings' window."""
+    first, last = window(settings.ranks)
+    return [row[row >= 0].tolist() for row in nearest_wrong_skills(nearness, part, last)[:, first - 1 :]]

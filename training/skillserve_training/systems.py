@@ -6,7 +6,7 @@ order, as in the client, so that figures beyond the depth stay comparable; Skill
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -15,7 +15,7 @@ import numpy as np
 
 from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.errors import CardError, UsageError
-from skillserve.fusion import PLAIN, FirstStageWeights, blend, fuse
+from skillserve.fusion import PLAIN, FirstStageWeights, blend, fuse, scored_texts
 from skillserve.lexical import LexicalIndex, require_bm25s
 from skillserve.metrics import ranked
 from skillserve.records import Query, Run, Skill
@@ -25,6 +25,7 @@ from skillserve.systems import require_query_prompt
 from skillserve.tensors import Role
 from skillserve.text import skill_text
 from skillserve_training.evaluate import Embedder, Reranker
+from skillserve_training.nearness import FirstStageScores, Floats, Likeness, Nearness
 from skillserve_training.weights import embedder_tokens, open_embedder, open_reranker, reranker_tokens, score_tokens
 
 __all__ = ["EmbedderSystem", "FirstStage", "TwoStageSystem", "open_weights"]
@@ -50,17 +51,31 @@ class FirstStage:
             self._run, self._asked = rank(queries, skills, depth=depth), asked
         return self._run
 
+    def nearness(self, queries: Sequence[Query], skills: Sequence[Skill]) -> Nearness:
+        """First-stage scores of all skills for all requests; without weights they are an embedder's cosines."""
+        if self.weights == PLAIN:
+            return Likeness(*(rows.numpy() for rows in self.embedder.embed(queries, skills)))
+        scores_QS = np.empty((len(queries), len(skills)), np.float32)
+        for row, scores in enumerate(self._scores(queries, skills)):
+            scores_QS[row] = scores
+        return FirstStageScores(scores_QS)
+
     def _blended(self, queries: Sequence[Query], skills: Sequence[Skill], *, depth: int) -> Run:
-        weights = self.weights
-        lexical = LexicalIndex.build([skill_text(skill) for skill in skills]) if weights.lexical else None
-        rows_of_queries, skill_rows = self.embedder.embed_with_parts(queries, skills, parts=weights.parts > 0)
         run: dict[str, Mapping[str, float]] = {}
-        for query, rows in zip(queries, rows_of_queries, strict=True):
-            words = lexical.scores(weights.scored_texts(query.text)) if lexical else None
-            scores = blend((rows @ skill_rows.T).numpy(), words, weights)
+        for query, scores in zip(queries, self._scores(queries, skills), strict=True):
             best = np.argsort(-scores, kind="stable")[:depth].tolist()
             run[query.id] = {skills[place].id: float(scores[place]) for place in best}
         return run
+
+    def _scores(self, queries: Sequence[Query], skills: Sequence[Skill]) -> Iterator[Floats]:
+        """First-stage scores `[S]` of each request in turn."""
+        weights = self.weights
+        lexical = LexicalIndex.build([skill_text(skill) for skill in skills]) if weights.lexical else None
+        requests = [weights.pieces(query.text) for query in queries]
+        rows_of_queries, skill_rows = self.embedder.embed_in_pieces(requests, skills)
+        for pieces, rows in zip(requests, rows_of_queries, strict=True):
+            words = lexical.scores(scored_texts(pieces)) if lexical else None
+            yield blend((rows @ skill_rows.T).numpy(), words, weights)
 
 
 _OPEN: WeakValueDictionary[tuple[Path, str, FirstStageWeights], FirstStage] = WeakValueDictionary()

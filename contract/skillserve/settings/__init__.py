@@ -1,0 +1,47 @@
+"""Settings: one section a command or a role, one field a flag; `skillserve.config` fills them in.
+
+This is the one door: sections are imported from here, wherever they stand.
+"""
+
+from __future__ import annotations
+
+from skillserve.settings.client import CalibrateSettings, ClientSettings, IndexSettings, SearchSettings
+from skillserve.settings.export import ExportSettings
+from skillserve.settings.measuring import BenchSettings, EvaluateSettings
+from skillserve.settings.mining import MineSettings
+from skillserve.settings.ranks import RankWindow, window
+from skillserve.settings.section import Section
+from skillserve.settings.serving import ServeSettings
+from skillserve.settings.training import TrainSettings
+
+__all__ = [
+    "BenchSettings",
+    "CalibrateSettings",
+    "ClientSettings",
+    "EvaluateSettings",
+    "ExportSettings",
+    "IndexSettings",
+    "MineSettings",
+    "RankWindow",
+    "SearchSettings",
+    "Section",
+    "ServeSettings",
+    "Settings",
+    "TrainSettings",
+    "window",
+]
+
+
+class Settings(Section):
+    """All sections; `Settings()` is every default."""
+
+    client: ClientSettings = ClientSettings()
+    search: SearchSettings = SearchSettings()
+    index: IndexSettings = IndexSettings()
+    calibrate: CalibrateSettings = CalibrateSettings()
+    export: ExportSettings = ExportSettings()
+    serve: ServeSettings = ServeSettings()
+    train: TrainSettings = TrainSettings()
+    mine: MineSettings = MineSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    bench: BenchSettings = BenchSettings()

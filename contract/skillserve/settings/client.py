@@ -1,0 +1,102 @@
+"""Settings of the room `client`: building a bundle, calibrating and searching it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from skillserve.settings.section import Section
+
+__all__ = ["CalibrateSettings", "ClientSettings", "IndexSettings", "SearchSettings"]
+
+
+class ClientSettings(Section):
+    """How a client reaches the server and how large its requests are."""
+
+    url: str = Field("127.0.0.1:8001", description="gRPC address of the server, host:port")
+    timeout_s: float = Field(60.0, gt=0, description="longest wait for one inference call, seconds")
+    max_request_tokens: int = Field(
+        4_096, gt=0, description="tokens per request in bulk work; the server joins requests, so small ones cost little"
+    )
+    num_in_flight: int = Field(16, ge=1, description="requests of one client that may be in flight at once")
+
+
+class SearchSettings(Section):
+    """One search: how many candidates, how many of them reranked, how many shown, and by when."""
+
+    candidates: int = Field(
+        50,
+        ge=1,
+        description="skills taken from the index before reranking; more finds more",
+    )
+    rerank_depth: int | None = Field(
+        None,
+        ge=0,
+        description="candidates that are reranked, 0 for none; not set: 20, or 0 where the bundle says it hurts",
+    )
+    lexical_weight: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="weight of shared words, 0 for none; not set: the bundle's"
+    )
+    part_weight: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="weight of a request's parts, 0 for none; not set: the bundle's"
+    )
+    top_k: int = Field(5, ge=1, description="hits in the answer")
+    deadline_ms: float | None = Field(
+        None,
+        gt=0,
+        description="answer by then, without reranking if need be, or fail; not set: no deadline",
+    )
+    abstain: bool = Field(
+        default=True,
+        description="give no hits where probably no skill fits; needs a calibrated bundle (`skillserve calibrate`)",
+    )
+
+
+class IndexSettings(Section):
+    """Building a bundle."""
+
+    models: Path = Field(
+        Path("models"),
+        description="model repository that the server runs: cards and tokenizers are read from it",
+    )
+    bundles: Path = Field(Path("bundles"), description="folder of bundles; CURRENT in it names the live one")
+    keep: int = Field(
+        5, ge=1, description="newest bundles that are kept; the live one and the one before it always are"
+    )
+    lexical_weight: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="weight of shared words in the first stage, such as 0.2"
+    )
+    part_weight: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of a long request's parts in the first stage, such as 1; each part is embedded, too",
+    )
+
+
+class CalibrateSettings(Section):
+    """From scores to probabilities, and the threshold below which a search abstains."""
+
+    none_share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="assumed share of requests that no skill fits; probabilities depend on it, refusals do not",
+    )
+    left_out_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of their weight carried by answerable requests whose own skills were left out; in a large "
+        "catalogue others fit those, and probabilities become too low",
+    )
+    false_injection: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="most requests that no skill fits, as a share of them, that may get hits all the same",
+    )
+    num_folds: int = Field(5, ge=2, description="folds of the cross-validation")
+    num_resamples: int = Field(1_000, ge=100, description="bootstrap resamples behind the intervals of --check")
+    seed: int = Field(13, ge=0, description="seed of folds and resamples")

@@ -42,7 +42,7 @@ few_ids = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size
 
 @settings(max_examples=300, deadline=None)
 @given(few_ids)
-def test_pairs_are_cut_at_their_first_inner_opening_token(sequences: list[list[int]]) -> None:
+def test_pairs_are_cut_at_their_first_inner_opening_token_and_requests_read_once(sequences: list[list[int]]) -> None:
     lens = torch.tensor([len(sequence) for sequence in sequences])
     ends = torch.arange(len(sequences)) + 1
     ids = torch.tensor([token for sequence in sequences for token in sequence])
@@ -50,14 +50,20 @@ def test_pairs_are_cut_at_their_first_inner_opening_token(sequences: list[list[i
     pairs = pair_layout(layout, OPENING)
     texts: list[list[int]] = []
     wanted = []
+    request: list[int] = []
+    request_at = 0
     for sequence in sequences:
         inner = [place for place, token in enumerate(sequence) if token == OPENING and place > 0]
         if sequence[0] != OPENING or not inner:
             texts.append(sequence)
             wanted.append((len(texts) - 1, len(texts) - 1, False))
+            request = []
             continue
-        texts += [sequence[: inner[0]], sequence[inner[0] :]]
-        wanted.append((len(texts) - 2, len(texts) - 1, True))
+        if sequence[: inner[0]] != request:
+            request, request_at = sequence[: inner[0]], len(texts)
+            texts.append(request)
+        texts.append(sequence[inner[0] :])
+        wanted.append((request_at, len(texts) - 1, True))
     assert list(zip(pairs.requests.tolist(), pairs.skills.tolist(), pairs.well_formed.tolist(), strict=True)) == wanted
     edges = pairs.texts.bounds.tolist()
     assert [pairs.texts.input_ids[start:end].tolist() for start, end in pairwise(edges)] == texts

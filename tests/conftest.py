@@ -6,6 +6,7 @@ another one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,7 @@ def make_base(
             *("ModernBert", "ForSequenceClassification", tiny_modern_tokenizer),
             encoder | {"num_hidden_layers": 4, "max_position_embeddings": 256, "local_attention": 16},
         ),
+        "late-bert": ("Bert", "Model", tiny_tokenizer, encoder | {"max_position_embeddings": 64}),
         # More ids than the tokenizer knows, as in the real ones.
         "qwen3": (
             *("Qwen3", "ForCausalLM", tiny_bpe_tokenizer),
@@ -166,6 +168,9 @@ def make_base(
 
     def make(family: str, role: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: object) -> Path:
         name, reranker, tokenizer, facts = families[family]
+        late = {}
+        if family == "late-bert":
+            late = {"window": config.pop("window", 6), "scale": config.pop("scale", 10.0)}
         known = Tokenizer.from_file(str(tokenizer))
         facts = {"vocab_size": known.get_vocab_size()} | facts
         for key, token in (("pad", "[PAD]"), ("cls", "[CLS]"), ("bos", "[CLS]"), ("sep", "[SEP]"), ("eos", "[SEP]")):
@@ -181,10 +186,73 @@ def make_base(
                     parameter.mul_(5.0)
         folder = tmp_path_factory.mktemp(family) / f"tiny-{family}"
         model.to(dtype).save_pretrained(folder, safe_serialization=True)
+        if late:
+            _add_late_interaction(folder, known, **late)
         (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
         return folder
 
     return make
+
+
+def _add_late_interaction(folder: Path, tokenizer: Any, **score: object) -> None:
+    """Make of a BERT what late interaction is trained to: the encoder by its name, and random weights of tokens."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    encoder = load_file(folder / "model.safetensors")
+    weights = torch.rand(tokenizer.get_vocab_size()) * 6 + 0.05
+    weights[[tokenizer.token_to_id(mark) for mark in ("[CLS]", "[SEP]")]] = 0
+    tensors = {f"bert.{name}": tensor for name, tensor in encoder.items() if not name.startswith("pooler.")}
+    save_file(tensors | {"token_weights": weights}, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_bytes())
+    facts = {"model_type": "late-bert", "architectures": ["LateBertModel"], **score}
+    (folder / "config.json").write_text(json.dumps(config | facts))
+
+
+@pytest.fixture(scope="session")
+def late_score() -> Callable[[Path, Any], float]:
+    """What late interaction says of one pair: transformers' BERT on either side alone, loops over tokens."""
+    import math
+    from functools import cache
+
+    import torch
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+    from transformers import BertConfig, BertModel
+
+    @cache
+    def opened(folder: Path) -> tuple[Any, dict[str, Any], list[float], int]:
+        tensors = load_file(folder / "model.safetensors")
+        facts = json.loads((folder / "config.json").read_bytes())
+        config = BertConfig(**{name: facts[name] for name in facts if name != "model_type"})
+        model = BertModel(config, add_pooling_layer=False).eval()
+        encoder = {name.removeprefix("bert."): tensor for name, tensor in tensors.items() if name != "token_weights"}
+        model.load_state_dict(encoder)
+        opening = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("[CLS]")
+        return model, facts, tensors["token_weights"].tolist(), opening
+
+    @cache
+    def states(folder: Path, text: tuple[int, ...]) -> Any:
+        with torch.no_grad():
+            hidden = opened(folder)[0](input_ids=torch.tensor([text])).last_hidden_state[0].double()
+        return hidden / hidden.norm(dim=1, keepdim=True)
+
+    def score(folder: Path, pair: Any) -> float:
+        _, facts, weights, opening = opened(folder)
+        ids = tuple(int(token) for token in pair)
+        cut = ids.index(opening, 1)
+        cosines = states(folder, ids[:cut]) @ states(folder, ids[cut:]).T
+        offers = [place for place, token in enumerate(ids[cut:]) if weights[token] > 0]
+        nearest = [max((float(row[place]) for place in offers), default=-1.0) for row in cosines]
+        size = min(facts["window"], cut)
+        means = []
+        for start in range(cut - size + 1):
+            stretch = range(start, start + size)
+            weight = math.fsum(weights[ids[place]] for place in stretch)
+            means.append(math.fsum(weights[ids[place]] * nearest[place] for place in stretch) / weight if weight else 0)
+        return float(facts["scale"] * max(means))
+
+    return score
 
 
 def _make_weights(folder: Path, tokenizer: Path, role: str, pooling: str | None, seed: int) -> Path:

@@ -1,7 +1,7 @@
-"""The operations that look at sequences: attention inside each one, and the mean over each one.
+"""The operations that look at sequences: attention inside each one, the mean over each one, one compared with another.
 
-In torch they are opaque operations, so the exporter writes one node each (`skillserve::SegmentAttention`,
-`skillserve::BandedSegmentAttention`, `skillserve::SegmentMean`) and cannot get them wrong. Their bodies are ONNX
+In torch they are opaque operations, so the exporter writes one node each (`SegmentAttention`, `BandedSegmentAttention`,
+`SegmentMean`, `SegmentMaxSim`, all of the domain `skillserve`) and cannot get them wrong. Their bodies are ONNX
 functions (`bodies`); the export attaches those that suit the device and inlines them, so the finished graph holds
 standard operators only.
 
@@ -12,7 +12,8 @@ standard operators only.
 Two kinds of attention, since a mask costs: every token attends to all of its sequence (BERT), or to a band around
 itself, which may reach back to the beginning (causal) or to both sides (local), with fewer key heads than query heads.
 
-Shape legend: S sequences, T tokens, H hidden size, N query heads, K key heads, D head dimension, L longest sequence.
+Shape legend: S sequences, T tokens, H hidden size, N query heads, K key heads, D head dimension, L longest sequence,
+P pairs of sequences.
 """
 
 from __future__ import annotations
@@ -37,10 +38,14 @@ __all__ = [
     "banded_attention",
     "core_functions",
     "segment_attention",
+    "segment_max_sim",
     "segment_mean",
 ]
 
 AttentionCore = Literal["loop", "gather"]
+
+_LEAST_WEIGHT = 1e-6
+"""What a stretch without any weight is divided by; the bodies have it too."""
 
 
 class Heads(NamedTuple):
@@ -121,6 +126,28 @@ class _SegmentMean(torch.autograd.Function):
         return g.op(f"{DOMAIN}::SegmentMean", hidden, bounds).setType(hidden.type().with_sizes([None, None]))
 
 
+class _SegmentMaxSim(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        _ctx: Any, states: Tensor, weights: Tensor, bounds: Tensor, requests: Tensor, skills: Tensor, window: int
+    ) -> Tensor:
+        edges = bounds.tolist()
+        rows = []
+        for request, skill in zip(requests.tolist(), skills.tolist(), strict=True):
+            asks, offers = (slice(edges[side], edges[side + 1]) for side in (request, skill))
+            cosines = (states[asks] @ states[offers].T).masked_fill(weights[offers] <= 0, -1.0)
+            room = max(window - len(cosines), 0)
+            both = torch.stack([cosines.amax(1) * weights[asks], weights[asks]])
+            nearest, weight = functional.avg_pool1d(functional.pad(both, (0, room)), window, stride=1)
+            rows.append((nearest / weight.clamp(min=_LEAST_WEIGHT)).amax())
+        return torch.stack(rows)
+
+    @staticmethod
+    def symbolic(g: Any, states: Any, weights: Any, bounds: Any, requests: Any, skills: Any, window: int) -> Any:
+        node = g.op(f"{DOMAIN}::SegmentMaxSim", states, weights, bounds, requests, skills, window_i=[window])
+        return node.setType(weights.type().with_sizes([None]))
+
+
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, num_heads: int) -> Tensor:
     """Softmax attention inside each sequence: `[T, H]` three times and `bounds [S + 1]` → `[T, H]`."""
     result: Tensor = _SegmentAttention.apply(query, key, value, bounds, num_heads)  # type: ignore[no-untyped-call]
@@ -139,14 +166,28 @@ def segment_mean(hidden: Tensor, bounds: Tensor) -> Tensor:
     return result
 
 
+def segment_max_sim(
+    states: Tensor, weights: Tensor, bounds: Tensor, requests: Tensor, skills: Tensor, window: int
+) -> Tensor:
+    """How near the tokens of one sequence come to those of another: the best stretch of `window` neighbours.
+
+    `states [T, H]` of length 1, `weights [T]`, `bounds [S + 1]`, and the pairs of sequences `[P]` twice → `[P]` in
+    [-1, 1]. Both sequences of a pair have tokens. Each of the first looks for the nearest one of the second that weighs
+    something; the mean of that over a stretch is weighted. A sequence shorter than the window is one stretch.
+    """
+    result: Tensor = _SegmentMaxSim.apply(states, weights, bounds, requests, skills, window)  # type: ignore[no-untyped-call]
+    return result
+
+
 def core_functions(core: AttentionCore) -> list[FunctionProto]:
     """The ONNX bodies of the operations for the chosen core, and of what they call."""
     bodies = {
-        "loop": (loop.loop_attention, loop.loop_banded_attention, loop.loop_mean),
-        "gather": (gather.gather_attention, gather.gather_banded_attention, gather.gather_mean),
+        "loop": (loop.loop_attention, loop.loop_banded_attention, loop.loop_mean, loop.loop_max_sim),
+        "gather": (gather.gather_attention, gather.gather_banded_attention, gather.gather_mean, gather.gather_max_sim),
     }[core]
     named = [body.to_function_proto() for body in bodies]
-    for function, name in zip(named, ("SegmentAttention", "BandedSegmentAttention", "SegmentMean"), strict=True):
+    names = ("SegmentAttention", "BandedSegmentAttention", "SegmentMean", "SegmentMaxSim")
+    for function, name in zip(named, names, strict=True):
         function.name = name
     called = (spans.chunk_spans, gather.slots, gather.sequence_slots, gather.home)
     return named + [body.to_function_proto() for body in called]

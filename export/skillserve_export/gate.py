@@ -30,6 +30,7 @@ from skillserve_export.families import family_of
 from skillserve_export.gate_report import REPORT_FILE, write_report
 from skillserve_export.gate_requests import GateRequests, load_requests
 from skillserve_export.graph import export_stock
+from skillserve_export.late_stock import open_stock
 from skillserve_export.parity import TOP_K, Check, where_overflows
 from skillserve_export.ranks import RankFigures, measure_ranks
 from skillserve_export.sample import tokens_of_scores
@@ -130,7 +131,7 @@ def judge_server(weights: Path, client: ClientSettings, gate: RankGate, *, advan
         reference = Path(scratch) / "stock.onnx"
         export_stock(family_of(card).load(weights, card), card, reference)
         advance("comparing the server")
-        return gate.judge(card, weights, server, StockGraph(reference, card))
+        return gate.judge(card, weights, server, open_stock(reference, card, weights))
 
 
 def _score(scorer: Scorer, requests: GateRequests, role: str, tell: Tell) -> Rows:

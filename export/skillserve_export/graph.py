@@ -42,6 +42,7 @@ _TASKS: dict[ScoreKind, str] = {
     "cosine": "feature-extraction",
     "logit": "text-classification",
     "yes_no": "text-generation",
+    "max_sim": "feature-extraction",
 }
 """Optimum's names for what a model is exported as."""
 
@@ -69,8 +70,8 @@ def export_padded(module: nn.Module, card: ModelCard, output: Path) -> None:
 def export_stock(model: nn.Module, card: ModelCard, output: Path) -> None:
     """Write Optimum's stock export of the transformers model.
 
-    It gives `last_hidden_state [B, L, H]` for embedders, and for rerankers `logits`, `[B, 1]` of a classifier or
-    `[B, L, V]` of a language model.
+    It gives `last_hidden_state [B, L, H]` for embedders and for the encoder of late interaction, and for other
+    rerankers `logits`, `[B, 1]` of a classifier or `[B, L, V]` of a language model.
     """
     task = _TASKS[card.score_kind]
     constructor = TasksManager.get_exporter_config_constructor(

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Limits", "PackedLayout", "packed_layout", "rows_home"]
+__all__ = ["Limits", "PackedLayout", "packed_layout", "rows_home", "sum_between"]
 
 
 class PackedLayout(NamedTuple):
@@ -64,10 +64,10 @@ def packed_layout(
     empty_R = (tok_end_R <= tok_start_R) | (seq_end_R <= seq_start_R)
     none_empty_so_far_R = torch.cumsum(empty_R.to(torch.int64), 0) == 0
     tokens_R = tok_end_R - tok_start_R
-    sums_match_R = _sum_between(lens_S, seq_start_R, seq_end_R) == tokens_R
+    sums_match_R = sum_between(lens_S, seq_start_R, seq_end_R) == tokens_R
     small_R = tokens_R <= limits.max_request_tokens
-    bad_lens_R = _sum_between(((lens_S < 1) | (lens_S > limits.max_tokens)).to(torch.int64), seq_start_R, seq_end_R)
-    bad_ids_R = _sum_between(((ids_T < 0) | (ids_T >= limits.vocab_size)).to(torch.int64), tok_start_R, tok_end_R)
+    bad_lens_R = sum_between(((lens_S < 1) | (lens_S > limits.max_tokens)).to(torch.int64), seq_start_R, seq_end_R)
+    bad_ids_R = sum_between(((ids_T < 0) | (ids_T >= limits.vocab_size)).to(torch.int64), tok_start_R, tok_end_R)
     sound_R = none_empty_so_far_R & small_R & sums_match_R & (bad_lens_R == 0) & (bad_ids_R == 0)
 
     sound_S = sound_R[_owner(lens_S, seq_end_R)]
@@ -96,13 +96,14 @@ def rows_home(rows: Tensor, sound: Tensor) -> Tensor:
     return torch.where(mask, home, torch.full_like(home, float("nan")))
 
 
+def sum_between(values: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Sums of whole numbers `[T]` over the stretches `start : end`, exact: `[R]` twice → `[R]`."""
+    running = torch.cat([torch.zeros_like(end[:1]), torch.cumsum(values, 0)])
+    return running[end] - running[start]
+
+
 def _starts(ends: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(ends[:1]), ends[:-1]])
-
-
-def _sum_between(values: Tensor, start_R: Tensor, end_R: Tensor) -> Tensor:
-    running = torch.cat([torch.zeros_like(end_R[:1]), torch.cumsum(values, 0)])
-    return running[end_R] - running[start_R]
 
 
 def _owner(items: Tensor, end_R: Tensor) -> Tensor:

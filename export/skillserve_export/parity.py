@@ -10,7 +10,7 @@ against the same row first and last in a batch, then malformed neighbours, then 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,6 +60,9 @@ Qwen3 by 5e-6, where embeddings of the same models stayed below 8e-7."""
 TOP_K = 10
 """Rankings are compared down to this rank."""
 
+Malformed = Mapping[str, tuple[list[int], list[int]]]
+"""Requests (ids, lengths) by what is wrong with them."""
+
 _EDGE_LENGTHS = (1, 2, 3)
 """Sequence lengths at which layouts break, beside the model's longest."""
 
@@ -101,7 +104,7 @@ def check_parity(
 
     if not note(_interface(graph, card)):
         return checks
-    sequences = [*sample.sequences, *_edge_sequences(card)]
+    sequences = [*sample.sequences, *_edge_sequences(card, sample.tokens)]
     rows = np.concatenate([graph.run(part) for part in _parts(sequences)])
     reference = stock.run(sequences, sample.tokens)
     shape = (len(sequences),) if card.dim is None else (len(sequences), card.dim)
@@ -113,7 +116,7 @@ def check_parity(
     note(_values(rows, reference, slack * rounding))
     note(_invariance(graph, sequences, rows, slack * unmoved))
     if isinstance(graph, PackedGraph):  # a padded batch has no boundaries that a request could shift
-        note(_isolation(graph, card, sequences, slack * unmoved))
+        note(_isolation(graph, malformed_requests(card, sample.tokens), sequences, slack * unmoved))
     if precision == "fp32":
         note(_rankings(rows, reference, sample, slack * TIE_TOLERANCE))
     return checks
@@ -175,12 +178,12 @@ def _invariance(graph: ServedGraph, sequences: Sequence[Ids], rows: Rows, limit:
     return Check("batch invariance", worst <= limit, worst, limit, detail)
 
 
-def _isolation(graph: PackedGraph, card: ModelCard, sequences: Sequence[Ids], limit: float) -> Check:
+def _isolation(graph: PackedGraph, malformed: Malformed, sequences: Sequence[Ids], limit: float) -> Check:
     """One malformed request of each kind among sound ones: its rows are NaN, theirs are unmoved."""
     good = list(sequences[:4])
     expected = graph.run(good)
     worst, faults = 0.0, []
-    for name, (ids, lens) in malformed_requests(card).items():
+    for name, (ids, lens) in malformed.items():
         requests = [(good[0], [len(good[0])]), (np.asarray(ids), lens)]
         requests += [(sequence, [len(sequence)]) for sequence in good[1:]]
         rows = graph.run_raw(
@@ -206,11 +209,11 @@ def _difference(found: Rows, wanted: Rows) -> float:
     return float(np.abs(found - wanted).max()) / max(1.0, float(np.abs(wanted).max()))
 
 
-def malformed_requests(card: ModelCard) -> dict[str, tuple[list[int], list[int]]]:
-    """One request (ids, lengths) of every malformed kind that has tokens and sequences."""
+def malformed_requests(card: ModelCard, tokens: Sequence[int] = ()) -> Malformed:
+    """One request (ids, lengths) of every malformed kind that has tokens and sequences; `tokens` are the sample's."""
     word = card.vocab_size // 2
     too_long = card.max_tokens + 1
-    return {
+    malformed = {
         "lengths sum too high": ([word] * 5, [6]),
         "lengths sum too low": ([word] * 5, [4]),
         "negative length": ([word] * 10, [14, -4]),
@@ -220,6 +223,14 @@ def malformed_requests(card: ModelCard) -> dict[str, tuple[list[int], list[int]]
         "id above the vocabulary": ([word, card.vocab_size, word], [3]),
         "sequence too long": ([word] * too_long, [too_long]),
     }
+    if card.score_kind == "max_sim":
+        [opening] = tokens
+        malformed |= {
+            "pair of one text": ([opening, word, word], [3]),
+            "pair that nothing opens": ([word, opening, word], [3]),
+            "pair of one token": ([opening], [1]),
+        }
+    return malformed
 
 
 def _rankings(rows: Rows, reference: Rows, sample: ParitySample, tie: float) -> Check:
@@ -242,12 +253,17 @@ def _score_table(rows: Rows, sample: ParitySample) -> Rows:
     return np.asarray(rows[:num_queries] @ rows[num_queries : num_queries + num_skills].T)
 
 
-def _edge_sequences(card: ModelCard) -> list[Ids]:
+def _edge_sequences(card: ModelCard, tokens: Sequence[int]) -> list[Ids]:
     """The shortest sequences and the longest, with the lowest and the highest token id."""
     rng = np.random.default_rng(1)
     edges = [rng.integers(0, card.vocab_size, n).astype(np.int32) for n in (*_EDGE_LENGTHS, card.max_tokens)]
     edges[-1][:2] = 0, card.vocab_size - 1
-    return edges
+    if card.score_kind != "max_sim":
+        return edges
+    # Two texts that each begin with their opening token, of no word, of one, and of as many as there is room for.
+    texts = [np.insert(words, 0, tokens) for words in (edges[0][:0], edges[0], edges[-1][: card.max_tokens - 3])]
+    pairs = ((0, 0), (0, 1), (1, 0), (1, 2), (2, 1))
+    return [np.concatenate([texts[request], texts[skill]]) for request, skill in pairs]
 
 
 def _parts(sequences: Sequence[Ids]) -> list[Sequence[Ids]]:

@@ -44,13 +44,13 @@ from skillserve_export.families import family_of
 from skillserve_export.files import move_graph
 from skillserve_export.gate import RankGate, judged_data
 from skillserve_export.graph import export_packed, export_padded, export_stock
+from skillserve_export.late_stock import open_stock
 from skillserve_export.parity import Check, check_parity, require
 from skillserve_export.precision import lower, require_runnable
 from skillserve_export.record import EXPORT_FILE, GRAPHS, ExportRecord, check_servable, digests, read_record
 from skillserve_export.sample import ParitySample, load_sample
 from skillserve_export.scorers import GraphScorer
 from skillserve_export.served import ServedGraph
-from skillserve_export.stock import StockGraph
 from skillserve_export.verdict import Verdict
 
 __all__ = ["NUM_STEPS", "Exported", "export_model", "verify_model"]
@@ -114,7 +114,7 @@ def export_model(
         advance("checking parity")
         sample = load_sample(card, weights, data)
         graph = GRAPHS[layout](scratch / GRAPH_FILE, settings.device)
-        stock = StockGraph(scratch / "stock.onnx", card)
+        stock = open_stock(scratch / "stock.onnx", card, weights)
         checks = check_parity(graph, stock, card, sample, lambda: advance("checking parity"), precision=precision)
         require(checks, f"{layout} {precision} graph of `{card.name}`", fix=_advice(precision))
         verdict = None
@@ -170,7 +170,7 @@ def verify_model(
         advance("checking parity")
         sample = load_sample(card, weights, data)
         candidate = record.open(folder, card, settings)
-        stock = StockGraph(reference, card)
+        stock = open_stock(reference, card, weights)
         checks = check_parity(
             candidate.graph, stock, card, sample, lambda: advance("checking parity"), precision=record.precision
         )

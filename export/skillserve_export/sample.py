@@ -15,7 +15,7 @@ from skillserve.framing import EmbedderTokens, RerankerTokens
 from skillserve.records import Query, Skill
 from skillserve.skillfile import read_queries, read_skills, split_file
 from skillserve.tensors import Ids
-from skillserve_export.vocabulary import ANSWERS, token_ids
+from skillserve_export.vocabulary import ANSWERS, OPENING, token_ids
 
 __all__ = ["ParitySample", "load_sample", "spread", "tokens_of_scores"]
 
@@ -34,7 +34,8 @@ class ParitySample:
     num_queries: int
     num_skills: int
     tokens: tuple[int, ...] = ()
-    """What scores are read with: a pair's separator, or the answers `yes` and `no`; nothing for embedders."""
+    """What scores are read with: a pair's separator, the answers `yes` and `no`, or what opens either side of a pair;
+    nothing for embedders."""
 
 
 def load_sample(card: ModelCard, weights: Path, data: Path | None) -> ParitySample:
@@ -63,8 +64,12 @@ def tokens_of_scores(card: ModelCard, weights: Path, sequences: Sequence[Ids]) -
     """What the stock export needs to read scores: see `ParitySample.tokens`."""
     if card.role == "embedder":
         return ()
-    # A pair of an encoder ends in its separator.
-    return token_ids(weights, *ANSWERS) if card.score_kind == "yes_no" else (int(sequences[0][-1]),)
+    match card.score_kind:
+        case "yes_no":
+            return token_ids(weights, *ANSWERS)
+        case "max_sim":
+            return token_ids(weights, OPENING)
+    return (int(sequences[0][-1]),)  # a pair of an encoder ends in its separator
 
 
 def spread(items: list[T], count: int) -> list[T]:

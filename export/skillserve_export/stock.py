@@ -44,9 +44,9 @@ class StockGraph:
         if self.card.score_kind == "yes_no":
             most = min(most, _LOGITS_BYTES // (4 * self.card.vocab_size))
         batches = (sequences[cut] for cut in neighbours(sequences, most))
-        return np.concatenate([self._run_padded(batch, tokens) for batch in batches])
+        return np.concatenate([self._run_batch(batch, tokens) for batch in batches])
 
-    def _run_padded(self, sequences: Sequence[Ids], tokens: Sequence[int]) -> Rows:
+    def _run_batch(self, sequences: Sequence[Ids], tokens: Sequence[int]) -> Rows:
         ids_BL, mask_BL = padded(sequences, np.int64)
         last_B = mask_BL.sum(1) - 1
         known = {

@@ -8,10 +8,12 @@ from tokenizers import Tokenizer
 
 from skillserve.errors import ContractError
 
-__all__ = ["ANSWERS", "token_ids"]
+__all__ = ["ANSWERS", "OPENING", "token_ids"]
 
 ANSWERS = ("yes", "no")
 """What a reranker of score kind `yes_no` is asked for."""
+OPENING = "[CLS]"
+"""What each side of a pair begins with whose sides are read apart."""
 
 
 def token_ids(folder: Path, *tokens: str) -> tuple[int, ...]:

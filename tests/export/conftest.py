@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from skillserve.card import ModelCard, Pooling, write_card
-from skillserve.tensors import Role
+from skillserve.card import ModelCard, Pooling, ScoreKind, write_card
+from skillserve.tensors import Ids, Role
 from skillserve.text import (
+    BERT_LATE_FRAME,
     BERT_PAIR_FRAME,
     BERT_SINGLE_FRAME,
     QWEN3_PAIR_FRAME,
@@ -21,10 +23,14 @@ from skillserve.text import (
 
 FRAMES: dict[str, dict[Role, str]] = {
     "bert": {"embedder": BERT_SINGLE_FRAME, "reranker": BERT_PAIR_FRAME},
+    "late-bert": {"reranker": BERT_LATE_FRAME},
     "modernbert": {"embedder": BERT_SINGLE_FRAME, "reranker": BERT_PAIR_FRAME},
     "xlm-roberta": {"embedder": XLM_ROBERTA_SINGLE_FRAME, "reranker": XLM_ROBERTA_PAIR_FRAME},
     "qwen3": {"embedder": QWEN3_SINGLE_FRAME, "reranker": QWEN3_PAIR_FRAME},
 }
+
+SCORE_KINDS: dict[str, ScoreKind] = {"qwen3": "yes_no", "late-bert": "max_sim"}
+"""Of rerankers that are no classifiers."""
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +52,7 @@ def make_weights(make_base: Callable[..., Path]) -> Callable[..., Path]:
             pooling=pooling,
             normalised=embeds,
             frame=FRAMES[family][role],
-            score_kind="cosine" if embeds else "yes_no" if family == "qwen3" else "logit",
+            score_kind="cosine" if embeds else SCORE_KINDS.get(family, "logit"),
             base_model="random",
             base_revision="0",
             licence="Apache-2.0",
@@ -55,3 +61,17 @@ def make_weights(make_base: Callable[..., Path]) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def random_ids() -> Callable[..., Ids]:
+    """Draw a sequence that a card allows: `draw(rng, card, length, tokens)`, with the tokens of the sample."""
+
+    def draw(rng: np.random.Generator, card: ModelCard, length: int, tokens: Sequence[int]) -> Ids:
+        ids = rng.integers(0, card.vocab_size, length).astype(np.int32)
+        if card.score_kind == "max_sim":
+            ids = np.resize(ids, max(length, 2))
+            ids[[0, rng.integers(1, len(ids))]] = tokens
+        return ids
+
+    return draw

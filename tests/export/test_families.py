@@ -21,6 +21,7 @@ from skillserve.errors import CardError
 from skillserve.tensors import Ids
 from skillserve_export.families import FAMILIES, family_of
 from skillserve_export.graph import export_packed, export_padded, export_stock
+from skillserve_export.late_stock import open_stock
 from skillserve_export.parity import PackedGraph, PaddedGraph, check_parity, malformed_requests
 from skillserve_export.sample import ParitySample, load_sample
 from skillserve_export.stock import StockGraph
@@ -35,6 +36,8 @@ ALONE = 0.5
 CASES: dict[str, tuple[Any, ...]] = {
     "bert-mean": ("bert", "embedder", "mean", 60, {}),
     "bert-score": ("bert", "reranker", None, 60, {}),
+    "late-bert": ("late-bert", "reranker", None, 60, {}),
+    "late-bert-wide": ("late-bert", "reranker", None, 60, {"window": 1000, "scale": 20}),
     "xlm-roberta-cls": ("xlm-roberta", "embedder", "cls", 64, {}),
     "xlm-roberta-score": ("xlm-roberta", "reranker", None, 64, {}),
     "modernbert-cls": ("modernbert", "embedder", "cls", 140, {}),
@@ -68,7 +71,11 @@ class Subject(NamedTuple):
 
 @pytest.fixture(scope="module", params=CASES)
 def subject(
-    request: pytest.FixtureRequest, make_weights: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    make_weights: Callable[..., Path],
+    random_ids: Callable[..., Ids],
+    late_score: Callable[[Path, Ids], float],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Subject:
     """One case, loaded once for all of its graphs."""
     family, role, pooling, max_tokens, config = CASES[request.param]
@@ -77,13 +84,18 @@ def subject(
     model = family_of(card).load(folder, card)
     stock = tmp_path_factory.mktemp("stock") / "stock.onnx"
     export_stock(model, card, stock)
+    sample = _shortened(load_sample(card, folder, None))
     rng = np.random.default_rng(3)
     lens = [1, max_tokens, 2, *rng.integers(1, max_tokens, 13)]
-    pool = [rng.integers(0, card.vocab_size, n).astype(np.int32) for n in lens]
+    pool = [random_ids(rng, card, n, sample.tokens) for n in lens]
     # Padding's own id too, which XLM-RoBERTa does not count.
-    pool[1][:4] = 1, 0, card.vocab_size - 1, 1
-    sample = _shortened(load_sample(card, folder, None))
-    return Subject(card, folder, model, StockGraph(stock, card), sample, pool, _alone(folder, card, pool))
+    pool[1][1:4] = 1, 0, card.vocab_size - 1
+    if card.score_kind == "max_sim":
+        pool[1][4] = sample.tokens[0]
+        row = cache(lambda at: np.float32(late_score(folder, pool[at])))
+    else:
+        row = _alone(folder, card, pool)
+    return Subject(card, folder, model, open_stock(stock, card, folder), sample, pool, row)
 
 
 def _shortened(sample: ParitySample) -> ParitySample:
@@ -173,8 +185,8 @@ def test_malformed_neighbours_are_nan_and_change_nothing(subject: Subject, graph
     """Every hazard in one batch, each between two sound requests."""
     if isinstance(graph, PaddedGraph):
         pytest.skip("a padded batch has no boundaries that a request could shift")
-    hazards = malformed_requests(subject.card).values()
-    requests = [(subject.pool[0], [1])]
+    hazards = malformed_requests(subject.card, subject.sample.tokens).values()
+    requests = [(subject.pool[0], [len(subject.pool[0])])]
     for at, (ids, lens) in enumerate(hazards, start=1):
         requests += [(np.asarray(ids), lens), (subject.pool[at], [len(subject.pool[at])])]
     rows = graph.run_raw(
@@ -219,11 +231,12 @@ def test_every_family_is_tested() -> None:
 def test_weights_without_the_head_of_a_reranker_are_refused(family: str, make_weights: Callable[..., Path]) -> None:
     """Transformers would draw the missing tensors at random, for graph and reference alike."""
     config = {"tie_word_embeddings": False} if family == "qwen3" else {}
-    folder = make_weights(family, "embedder", {"qwen3": "last"}.get(family, "cls"), max_tokens=60, **config)
-    kind = "yes_no" if family == "qwen3" else "logit"
+    base = family.removeprefix("late-")
+    folder = make_weights(base, "embedder", {"qwen3": "last"}.get(family, "cls"), max_tokens=60, **config)
+    kind = {"qwen3": "yes_no", "late-bert": "max_sim"}.get(family, "logit")
     changes = {"role": "reranker", "dim": None, "pooling": None, "normalised": False, "score_kind": kind}
     card = read_card(folder)
     frame = "<s>{query}{skill}</s>"
-    card = write_card(folder, card.model_copy(update=changes | {"frame": frame}))
-    with pytest.raises(CardError, match=r"weights in .* got no `.*(classifier|head)"):
+    card = write_card(folder, card.model_copy(update=changes | {"family": family, "frame": frame}))
+    with pytest.raises(CardError, match=r"weights in .* got .*no `.*(classifier|head|token_weights)"):
         family_of(card).load(folder, card)

@@ -257,5 +257,5 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones(tiny_embedder: P
     for path in tiny_embedder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     card = write_card(tmp_path, read_card(tiny_embedder).model_copy(update={"family": "mamba"}))
-    with pytest.raises(ContractError, match="mamba; wanted one of bert, modernbert, qwen3, xlm-roberta"):
+    with pytest.raises(ContractError, match="mamba; wanted one of bert, late-bert, modernbert, qwen3, xlm-roberta"):
         family_of(card)

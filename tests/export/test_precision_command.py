@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 from torch import nn
 
-from skillserve.card import ModelCard
+from skillserve.card import ModelCard, read_card
 from skillserve.cli import main
 from skillserve_export import repository
 from skillserve_export.cores import AttentionCore
@@ -59,6 +60,32 @@ def _with_limits(weights: Path, folder: Path, section: dict[str, object]) -> Pat
     card = json.loads((folder / "card.json").read_text()) | section
     (folder / "card.json").write_text(json.dumps(card))
     return folder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_late_interaction_is_exported_and_verified_like_any_reranker(
+    precision: str,
+    tiny_embedder: Path,
+    make_weights: Callable[..., Path],
+    sample_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Behind the rank gate, on the candidates of the repository's embedder."""
+    asked = ["--repository", tmp_path / "models", "--data", sample_data]
+    assert _run(capsys, "export", tiny_embedder, *asked)[0] == 0
+    loose = {"export": {"gate": {"int8": {"min_top1": 0.5, "min_overlap": 0.9, "max_ndcg_loss": 10}}}}
+    late = make_weights("late-bert", "reranker", None, max_tokens=60)
+    weights = _with_limits(late, tmp_path / "weights", loose)
+    asked += ["--gate", "--gate-requests", 8, "--gate-depth", 12]
+    for command in (["export", weights, *asked, "--precision", precision], ["verify", weights, *asked]):
+        code, told = _run(capsys, *command)
+        assert code == 0, told
+        assert [check["name"] for check in told["checks"]][-4:] == JUDGED
+    config = (tmp_path / "models" / "skill_reranker" / "config.pbtxt").read_text()
+    assert read_card(weights).digest in config
+    assert "input_ids" in config
+    assert "attention_mask" not in config
 
 
 def test_weights_that_are_cut_too_coarsely_are_not_written(

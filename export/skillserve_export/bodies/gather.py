@@ -1,10 +1,12 @@
 """The core `gather`: padded copies, in few large kernels, and back.
 
 Shape legend: S sequences, C chunks, T tokens, H hidden size, N heads, K key heads, G query heads of a key head,
-D head dimension, L longest sequence, Q most queries and M most keys of a chunk.
+D head dimension, L longest sequence, Q most queries and M most keys of a chunk, P pairs of sequences.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from onnxscript import BOOL, FLOAT, INT64, script
 from onnxscript import opset17 as op
@@ -12,7 +14,15 @@ from onnxscript import opset17 as op
 from skillserve_export.bodies import domain
 from skillserve_export.bodies.spans import chunk_spans
 
-__all__ = ["gather_attention", "gather_banded_attention", "gather_mean", "home", "sequence_slots", "slots"]
+__all__ = [
+    "gather_attention",
+    "gather_banded_attention",
+    "gather_max_sim",
+    "gather_mean",
+    "home",
+    "sequence_slots",
+    "slots",
+]
 
 
 @script(domain, default_opset=op)
@@ -127,3 +137,40 @@ def gather_mean(hidden: FLOAT, bounds: INT64) -> FLOAT:
     total = op.ReduceSum(kept, op.Constant(value_ints=[1]), keepdims=0)
     lens = op.ReduceSum(op.CastLike(real, hidden), op.Constant(value_ints=[1]), keepdims=1)
     return op.Div(total, lens)
+
+
+@script(domain, default_opset=op)
+def gather_max_sim(
+    states: FLOAT, weights: FLOAT, bounds: INT64, requests: INT64, skills: INT64, window: Sequence[int]
+) -> FLOAT:
+    """The best stretch of each pair over padded copies `[P, Q, H]` and `[P, M, H]` → `[P]`."""
+    zero = op.Constant(value_ints=[0])
+    one = op.Constant(value_ints=[1])
+    nothing = op.CastLike(op.Constant(value_float=0.0), states)
+    farthest = op.CastLike(op.Constant(value_float=-1.0), states)
+    lowest = op.CastLike(op.Constant(value_float=-2.0), states)
+    least = op.CastLike(op.Constant(value_float=1e-6), states)
+    window_1 = op.Constant(value_ints=window)
+    q_starts = op.Gather(bounds, requests, axis=0)
+    k_starts = op.Gather(bounds, skills, axis=0)
+    q_lens = op.Gather(bounds, requests + one, axis=0) - q_starts
+    from_PQ, real_PQ = slots(q_starts, q_lens)
+    to_PM, real_PM = slots(k_starts, op.Gather(bounds, skills + one, axis=0) - k_starts)
+    offered = op.Transpose(op.Gather(states, to_PM, axis=0), perm=[0, 2, 1])
+    cosines = op.MatMul(op.Gather(states, from_PQ, axis=0), offered)
+    heard = op.And(real_PM, op.Greater(op.Gather(weights, to_PM, axis=0), nothing))
+    nearest = op.ReduceMax(op.Where(op.Unsqueeze(heard, one), cosines, farthest), axes=[2], keepdims=0)
+    # Selected, not multiplied by 0: see loop_mean.
+    weight = op.Where(real_PQ, op.Gather(weights, from_PQ, axis=0), nothing)
+    both = op.Concat(op.Unsqueeze(op.Where(real_PQ, nearest * weight, nothing), one), op.Unsqueeze(weight, one), axis=1)
+    # Each stretch is summed on its own: see loop_max_sim.
+    room = op.Max(window_1 - op.Shape(from_PQ, start=1, end=2), zero)
+    padded = op.Pad(both, op.Concat(op.Constant(value_ints=[0, 0, 0, 0, 0]), room, axis=0), nothing)
+    total, share = op.Split(op.AveragePool(padded, kernel_shape=window), op.Constant(value_ints=[1, 1]), axis=1)
+    means = op.Squeeze(op.Div(total, op.Max(share, least)), one)
+    last = op.Unsqueeze(op.Max(q_lens - window_1, zero), one)
+    step = op.Constant(value_int=1)
+    place = op.Unsqueeze(op.Range(op.Constant(value_int=0), op.Squeeze(op.Shape(means, start=1, end=2)), step), zero)
+    best = op.ReduceMax(op.Where(op.LessOrEqual(place, last), means, lowest), axes=[1], keepdims=0)
+    # ReduceMax passes over NaN: see loop_max_sim.
+    return best + op.ReduceSum(cosines, op.Constant(value_ints=[1, 2]), keepdims=0) * nothing

@@ -4,10 +4,12 @@ The loops run in blocks of 64: an insertion copies the list that it inserts into
 cost S², seconds for a request of many short ones.
 
 Shape legend: S sequences, C chunks, T tokens, H hidden size, N heads, K key heads, G query heads of a key head,
-D head dimension, Q queries and M keys of a chunk, L tokens of a sequence.
+D head dimension, Q queries and M keys of a chunk, L tokens of a sequence, P pairs of sequences.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from onnxscript import FLOAT, INT64, script
 from onnxscript import opset17 as op
@@ -15,7 +17,7 @@ from onnxscript import opset17 as op
 from skillserve_export.bodies import domain
 from skillserve_export.bodies.spans import chunk_spans
 
-__all__ = ["loop_attention", "loop_banded_attention", "loop_mean"]
+__all__ = ["loop_attention", "loop_banded_attention", "loop_max_sim", "loop_mean"]
 
 
 @script(domain, default_opset=op)
@@ -126,4 +128,48 @@ def loop_mean(hidden: FLOAT, bounds: INT64) -> FLOAT:
             mean = op.ReduceMean(op.Slice(hidden, start, end, zero), axes=[0], keepdims=1)
             means = op.SequenceInsert(means, mean)
         blocks = op.SequenceInsert(blocks, op.ConcatFromSequence(means, axis=0))
+    return op.ConcatFromSequence(blocks, axis=0)
+
+
+@script(domain, default_opset=op)
+def loop_max_sim(
+    states: FLOAT, weights: FLOAT, bounds: INT64, requests: INT64, skills: INT64, window: Sequence[int]
+) -> FLOAT:
+    """The best stretch of each pair, one after the other: `[T, H]`, `[T]`, pairs `[P]` twice → `[P]`."""
+    zero = op.Constant(value_ints=[0])
+    one = op.Constant(value_ints=[1])
+    nothing = op.CastLike(op.Constant(value_float=0.0), states)
+    farthest = op.CastLike(op.Constant(value_float=-1.0), states)
+    least = op.CastLike(op.Constant(value_float=1e-6), states)
+    window_1 = op.Constant(value_ints=window)
+    num_pairs = op.Squeeze(op.Shape(requests))
+    block = op.Constant(value_int=64)
+    blocks = op.SequenceEmpty()
+    for b in range(op.Div(num_pairs + block - op.Constant(value_int=1), block)):
+        parts = op.SequenceEmpty()
+        for i in range(op.Min(block, num_pairs - b * block)):
+            at = op.Reshape(b * block + i, one)
+            request = op.Gather(requests, at, axis=0)
+            skill = op.Gather(skills, at, axis=0)
+            q_start = op.Gather(bounds, request, axis=0)
+            q_end = op.Gather(bounds, request + one, axis=0)
+            k_start = op.Gather(bounds, skill, axis=0)
+            k_end = op.Gather(bounds, skill + one, axis=0)
+            offered = op.Transpose(op.Slice(states, k_start, k_end, zero), perm=[1, 0])
+            cosines = op.MatMul(op.Slice(states, q_start, q_end, zero), offered)
+            heard = op.Greater(op.Slice(weights, k_start, k_end, zero), nothing)
+            nearest = op.ReduceMax(op.Where(heard, cosines, farthest), axes=[1], keepdims=0)
+            weight = op.Slice(weights, q_start, q_end, zero)
+            both = op.Concat(op.Unsqueeze(nearest * weight, zero), op.Unsqueeze(weight, zero), axis=0)
+            # Padded up to one window. Each stretch is summed on its own: differences of running sums would have
+            # the rounding of the whole text.
+            room = op.Max(window_1 - (q_end - q_start), zero)
+            padded = op.Pad(both, op.Concat(zero, zero, zero, room, axis=0), nothing)
+            means = op.AveragePool(op.Unsqueeze(padded, zero), kernel_shape=window)
+            total, share = op.Split(means, op.Constant(value_ints=[1, 1]), axis=1)
+            best = op.ReduceMax(op.Div(total, op.Max(share, least)), axes=[2], keepdims=0)
+            # ReduceMax passes over NaN; one token that overflowed shall not give an ordinary score.
+            broken = op.ReduceSum(cosines, keepdims=0) * nothing
+            parts = op.SequenceInsert(parts, op.Squeeze(best, zero) + broken)
+        blocks = op.SequenceInsert(blocks, op.ConcatFromSequence(parts, axis=0))
     return op.ConcatFromSequence(blocks, axis=0)

@@ -9,6 +9,7 @@ from skillserve.card import ModelCard
 from skillserve.errors import ContractError
 from skillserve_export.families.bert import Bert
 from skillserve_export.families.family import Family
+from skillserve_export.families.late_bert import LateBert
 from skillserve_export.families.modernbert import ModernBert
 from skillserve_export.families.qwen3 import Qwen3
 from skillserve_export.families.xlm_roberta import XlmRoberta
@@ -17,6 +18,7 @@ __all__ = ["FAMILIES", "Family", "family_of"]
 
 FAMILIES: dict[str, Family] = {
     "bert": Bert(),
+    "late-bert": LateBert(),
     "modernbert": ModernBert(),
     "qwen3": Qwen3(),
     "xlm-roberta": XlmRoberta(),

@@ -17,7 +17,7 @@ from skillserve_export.layout import PackedLayout
 from skillserve_export.modules import Classifier
 from skillserve_export.vocabulary import token_ids
 
-__all__ = ["Bert"]
+__all__ = ["Bert", "BertEncoder"]
 
 _SEPARATOR = "[SEP]"
 
@@ -34,7 +34,7 @@ class Bert(Family):
     def encoder(self, model: Any, card: ModelCard, folder: Path) -> nn.Module:
         """Pairs have two segments, single texts one."""
         if card.role == "embedder":
-            return _Encoder(model.base_model)
+            return BertEncoder(model.base_model)
         return _PairEncoder(model.base_model, *token_ids(folder, _SEPARATOR))
 
     def padded_encoder(self, model: Any, card: ModelCard, folder: Path) -> nn.Module:
@@ -48,7 +48,7 @@ class Bert(Family):
         return Classifier(model.bert.pooler.dense, model.bert.pooler.activation, model.classifier)
 
 
-class _Encoder(nn.Module):
+class BertEncoder(nn.Module):
     """Layers on packed tokens, all of them in the first segment."""
 
     def __init__(self, bert: Any) -> None:
@@ -56,6 +56,7 @@ class _Encoder(nn.Module):
         self.bert = bert
 
     def forward(self, layout: PackedLayout) -> Tensor:
+        """Hidden states `[T, H]`."""
         hidden = embedded(self.bert.embeddings, layout.input_ids, self.types(layout), layout.position)
         return post_norm_layers(self.bert, hidden, layout.bounds)
 
@@ -64,7 +65,7 @@ class _Encoder(nn.Module):
         return torch.zeros_like(layout.input_ids)
 
 
-class _PairEncoder(_Encoder):
+class _PairEncoder(BertEncoder):
     """The same for pairs."""
 
     def __init__(self, bert: Any, separator: int) -> None:

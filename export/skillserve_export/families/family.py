@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,6 +57,10 @@ class Family(ABC):
         """A loaded model → a module that takes ids and mask `[B, L]` and gives hidden states `[B, L, H]`."""
         return PaddedEncoder(model.base_model)
 
+    def loading(self, folder: Path) -> Mapping[str, object]:  # noqa: ARG002
+        """What loading sets, beside what it sets for all families."""
+        return self.overrides
+
     def load(self, folder: Path, card: ModelCard) -> Any:
         """The transformers model of a weights folder, float32, evaluation mode; safetensors only, no remote code.
 
@@ -70,7 +75,7 @@ class Family(ABC):
             # "eager": the stock export traces attention as plain products, which the older opset can express.
             attn_implementation="eager",
             output_loading_info=True,
-            **self.overrides,
+            **self.loading(folder),
         )
         # Left out by the weights, drawn at random by transformers: graph and reference would agree all the same.
         missing = sorted(name for name in report["missing_keys"] if not name.startswith(self.unused))

@@ -2,7 +2,7 @@
 
     half       linear layers of the encoder, products of queries, keys and values, the table of word vectors
     as it is   operators that only move numbers (reshape, transpose, gather, …) do so in what they are given
-    float32    norms, softmax, activations, residuals, rotary positions, pooling, the head
+    float32    norms, softmax, activations, residuals, rotary positions, pooling, the head, cosines of tokens
 
 So a number is rounded where it enters a product and where it leaves one, and nowhere else. In the core `loop`
 attention stays float32: it stands in subgraphs, and serves CPUs, which gain nothing by half precision.
@@ -63,6 +63,8 @@ class _Halving:
         self.kind = _KINDS[precision]
         self.suffix = f"/{precision}"
         self.products = {layer.result for layer in layers}
+        self.to_come = set(self.products)
+        """Layers that the walk has not met yet; behind the last one there is no attention."""
         self.lookups = {node.output[0] for node, _ in lookups}
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.half: set[str] = set()
@@ -84,6 +86,7 @@ class _Halving:
         read = names_read(onnx.GraphProto(node=[node]))
         if node.output[0] in self.products or read & self.reached:
             self.reached.update(node.output)
+        self.to_come.discard(node.output[0])
         if node.output[0] in self.products or self._is_attention(node):
             before += [cast for name in node.input if name for cast in self._as_half(name)]
             return [*before, self._on_halves(node, range(len(node.input)))]
@@ -95,7 +98,7 @@ class _Halving:
         return [*before, node]
 
     def _is_attention(self, node: NodeProto) -> bool:
-        return node.op_type == "MatMul" and all(name in self.reached for name in node.input)
+        return node.op_type == "MatMul" and bool(self.to_come) and all(name in self.reached for name in node.input)
 
     def _only_half(self, name: str) -> bool:
         return name in self.half and name not in self.full

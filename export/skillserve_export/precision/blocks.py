@@ -60,8 +60,8 @@ def packed(codes: Bytes, bits: int) -> Bytes:
     if bits == 8:
         return codes
     even = codes if codes.shape[-1] % 2 == 0 else np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
-    halves: Bytes = even[..., 0::2] | even[..., 1::2] << 4
-    return halves
+    pairs: Bytes = np.bitwise_or(even[..., 0::2], np.left_shift(even[..., 1::2], 4))
+    return pairs
 
 
 def _best(block_NBK: Floats, top: int) -> tuple[Bytes, Floats, Bytes]:

@@ -1,8 +1,8 @@
 """The one check that an ONNX file passes before anybody loads it: export, verification, server, backend, benchmark.
 
 A graph is a program with files. What could make it read, allocate or run something else than what was exported is
-refused here: links, paths that leave its folder, too few bytes, operators of unknown domains, sizes beyond a limit,
-damaged bytes, and contents of another digest. Rooms that have `onnx` add its own checker.
+refused here: links, paths that leave its folder, too few bytes, operators of unknown domains or names, sizes beyond a
+limit, damaged bytes, and contents of another digest. Rooms that have `onnx` add its own checker.
 
 The graph digest is the SHA-256 over the lines `name:sha256` of its files in the order of their names, so that a graph
 of one file and one with external data are named alike. The export stamps it into config.pbtxt.
@@ -26,9 +26,9 @@ from skillserve.publish import sha256_of
 from skillserve.tensors import Precision
 
 __all__ = [
+    "CONTRIBUTED",
     "CONTRIB_DOMAIN",
-    "DOMAINS",
-    "KNOWN_DOMAINS",
+    "KNOWN_CONTRIBUTED",
     "STANDARD_DOMAINS",
     "GraphFile",
     "check_graph",
@@ -37,16 +37,19 @@ __all__ = [
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 CONTRIB_DOMAIN = "com.microsoft"
-"""Operators that ONNX Runtime brings along itself."""
-KNOWN_DOMAINS = STANDARD_DOMAINS | {CONTRIB_DOMAIN}
-"""What every ONNX Runtime runs without a library of somebody else's."""
-DOMAINS: dict[Precision, frozenset[str]] = {
-    "fp32": STANDARD_DOMAINS,
-    "bf16": STANDARD_DOMAINS,
-    "fp16": STANDARD_DOMAINS,
-    "int8": STANDARD_DOMAINS,
+"""Operators that ONNX Runtime brings along itself, without a library of somebody else's. It has some hundred of them,
+which no standard describes and few people read; so each is known by its name, and all others are refused."""
+CONTRIBUTED: dict[Precision, frozenset[str]] = {
+    "fp32": frozenset(),
+    "bf16": frozenset(),
+    "fp16": frozenset(),
+    "int8": frozenset(),
+    "w8": frozenset({"MatMulNBits"}),
+    "w4": frozenset({"MatMulNBits"}),
 }
-"""What the export may write: contributed operators only where there are no standard ones, and so far nowhere."""
+"""Those of them that the export may write: only where no standard operator does it."""
+KNOWN_CONTRIBUTED = frozenset().union(*CONTRIBUTED.values())
+"""Those that a server may load."""
 
 _MAX_PROTO_BYTES = (1 << 31) - 1
 """What protobuf parses at all."""
@@ -64,7 +67,8 @@ class GraphFile:
     names: tuple[str, ...]
     """Its files, relative to its folder, the model itself first."""
     num_bytes: int
-    domains: frozenset[str]
+    contributed: frozenset[str]
+    """Operators of `com.microsoft` in it."""
 
     def digest(self) -> str:
         """The graph digest; reads all files."""
@@ -85,20 +89,18 @@ def check_graph(
     path: Path,
     *,
     digest: str | None = None,
-    domains: frozenset[str] = KNOWN_DOMAINS,
+    contributed: frozenset[str] = KNOWN_CONTRIBUTED,
     max_gib: float | None = None,
     checker: Callable[[Path], None] | None = None,
 ) -> GraphFile:
     """Check a graph and all its files; raises RepositoryError, and nothing else, for whatever stands there.
 
-    `digest` is what it must be. `checker` sees the path last, when everything else is in order; whatever it raises
-    is a fault of the graph. Whoever can write into the folder can still exchange a file before it is loaded.
+    `contributed` are the operators of `com.microsoft` that it may have, `digest` is what it must be. `checker` sees
+    the path last, when everything else is in order; whatever it raises is a fault of the graph. Whoever can write
+    into the folder can still exchange a file before it is loaded.
     """
     skeleton, size = _read(path)
-    if foreign := sorted(skeleton.domains - domains):
-        raise _refused(
-            path, f"operators of the domains {', '.join(map(repr, foreign))}", f"only those of {sorted(domains)}"
-        )
+    operators = _contributed(path, skeleton, contributed)
     ends = _ends(path, skeleton.external)
     sizes = {name: _external_size(path, name, end) for name, end in ends.items()}
     total = size + sum(sizes.values())
@@ -109,7 +111,7 @@ def check_graph(
             f"at most {max_gib:g} GiB",
             fix="Raise --max-graph-gib, if this model is meant to be that large.",
         )
-    graph = GraphFile(path, (path.name, *sorted(sizes)), total, frozenset(skeleton.domains))
+    graph = GraphFile(path, (path.name, *sorted(sizes)), total, operators)
     if digest is not None and (found := _digest(graph)) != digest:
         raise _refused(path, f"content with the graph digest {found[:12]}", f"{digest[:12]}, as it was exported")
     if checker is not None:
@@ -119,6 +121,22 @@ def check_graph(
             words = " ".join(str(error).split())[:300]
             raise _refused(path, f"a model that its checker refuses ({type(error).__name__}: {words})") from error
     return graph
+
+
+def _contributed(path: Path, skeleton: Skeleton, known: frozenset[str]) -> frozenset[str]:
+    """The contributed operators of a graph, which has no others than these and standard ones."""
+    wanted = f"only {', '.join(['standard operators', *_named(known)])}"
+    domains = {domain for domain, _ in skeleton.operators}
+    if foreign := sorted(domains - STANDARD_DOMAINS - {CONTRIB_DOMAIN}):
+        raise _refused(path, f"operators of the domains {', '.join(map(repr, foreign))}", wanted)
+    found = frozenset(name for domain, name in skeleton.operators if domain == CONTRIB_DOMAIN)
+    if unknown := found - known:
+        raise _refused(path, f"the operators {', '.join(_named(unknown))}", wanted)
+    return found
+
+
+def _named(operators: frozenset[str]) -> list[str]:
+    return [f"{CONTRIB_DOMAIN}:{name}" for name in sorted(operators)]
 
 
 def _read(path: Path) -> tuple[Skeleton, int]:

@@ -30,7 +30,7 @@ _CHILDREN: dict[Kind, dict[int, Kind]] = {
 }
 """Message → field → the message in it; other fields are stepped over."""
 
-_NODE_DOMAIN = 7
+_NODE_OPERATOR, _NODE_DOMAIN = 4, 7
 _MODEL_TRAINING = 20
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 9, 13, 14
 _KEY, _VALUE = 1, 2
@@ -40,7 +40,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 _MOST_VARINT_BYTES = 10
 _MOST_NAME_BYTES = 4_096
-"""Longest domain, tensor name or external-data entry that is read."""
+"""Longest operator, domain, tensor name or external-data entry that is read."""
 _MOST_DEPTH = 48
 """Messages inside messages. A loop costs three, our graphs nest two of them; protobuf itself stops at 100."""
 MOST_PARTS = 4_000_000
@@ -72,8 +72,8 @@ class TensorPlace:
 class Skeleton:
     """What matters of a model before anybody loads it."""
 
-    domains: set[str] = field(default_factory=set)
-    """Of all operators, those of subgraphs and functions included."""
+    operators: set[tuple[str, str]] = field(default_factory=set)
+    """Domain and name of every operator, those of subgraphs and functions included."""
     external: list[TensorPlace] = field(default_factory=list)
     num_nodes: int = 0
 
@@ -118,18 +118,19 @@ class _Walk:
         if kind == "node":
             self.found.num_nodes += 1
         children = _CHILDREN[kind]
-        domain = ""
+        domain = operator = ""
         for number, wire, low, high in self._fields(start, end):
             if number in children:
                 self._want(wire, _BYTES, f"{kind} field {number}")
                 self.message(children[number], low, high, depth + 1)
-            elif kind == "node" and number == _NODE_DOMAIN:
-                self._want(wire, _BYTES, "node domain")
-                domain = self._text(low, high)
+            elif kind == "node" and number in (_NODE_OPERATOR, _NODE_DOMAIN):
+                self._want(wire, _BYTES, f"node field {number}")
+                text = self._text(low, high)
+                operator, domain = (text, domain) if number == _NODE_OPERATOR else (operator, text)
             elif kind == "model" and number == _MODEL_TRAINING:
                 raise MalformedGraph("a training part, which no server runs")
         if kind == "node":
-            self.found.domains.add(domain)
+            self.found.operators.add((domain, operator))
 
     def _tensor(self, start: int, end: int) -> None:
         tensor = _Tensor()

@@ -48,8 +48,8 @@ Role = Literal["embedder", "reranker"]
 Layout = Literal["packed", "padded"]
 """`packed`: this module's wire. `padded`: `input_ids` and `attention_mask` INT32 `[B, L]`, rows `[B, D]` or `[B]`;
 for TensorRT plans, and as the conventional deployment that we measure against."""
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
-"""In which numbers a graph computes. Outputs are float32 always."""
+Precision = Literal["fp32", "bf16", "fp16", "int8", "w8", "w4"]
+"""In which numbers a graph computes, or for `w8` and `w4` only stores its weights. Outputs are float32 always."""
 Ids = npt.NDArray[np.int32]
 """Token ids of one sequence, `[L]`."""
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skillserve.card import ModelCard
 from skillserve.errors import RepositoryError
-from skillserve.graph_file import DOMAINS, GraphFile, check_graph
+from skillserve.graph_file import CONTRIBUTED, GraphFile, check_graph
 from skillserve.publish import sha256_of
 from skillserve.settings import ExportSettings
 from skillserve.tensors import Layout, Precision
@@ -88,4 +88,5 @@ def digests(folder: Path) -> dict[str, str]:
 
 def check_servable(path: Path, precision: Precision, settings: ExportSettings) -> GraphFile:
     """Check a graph file as what may be served in this precision; raises RepositoryError."""
-    return check_graph(path, domains=DOMAINS[precision], max_gib=settings.max_graph_gib, checker=checker.check_model)
+    allowed = CONTRIBUTED[precision]
+    return check_graph(path, contributed=allowed, max_gib=settings.max_graph_gib, checker=checker.check_model)

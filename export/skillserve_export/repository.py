@@ -60,7 +60,14 @@ NUM_STEPS = 9
 
 _PROBE_SEQUENCES = 2
 _PROBE_NUMBERS = 5
-PROBE_TOLERANCE: dict[Precision, float] = {"fp32": 5e-3, "fp16": 5e-3, "bf16": 2e-2, "int8": 2e-2}
+PROBE_TOLERANCE: dict[Precision, float] = {
+    "fp32": 5e-3,
+    "fp16": 5e-3,
+    "bf16": 2e-2,
+    "int8": 2e-2,
+    "w8": 2e-2,
+    "w4": 2e-2,
+}
 """Wide enough for another processor's rounding, narrow enough for wrong weights: numbers of a unit vector of 384
 dimensions are 0.05 on average. In int8 a last bit that another runtime adds otherwise turns some roundings over: rows
 of all-MiniLM-L6-v2 differed by up to 5e-3 between two releases of ONNX Runtime."""

@@ -16,22 +16,24 @@ from onnx import TensorProto, helper, numpy_helper
 
 from skillserve import graph_wire
 from skillserve.errors import RepositoryError
-from skillserve.graph_file import STANDARD_DOMAINS, check_graph
+from skillserve.graph_file import CONTRIBUTED, check_graph
 
 FLIPS = 200
 OPSETS = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("evil", 1)]
 
 
-def small_graph(*, domain: str = "", inner_domain: str = "") -> onnx.ModelProto:
-    """A product and a branch with a constant of its own; domains of the outer and of the branch's operator."""
+def small_graph(
+    *, domain: str = "", inner_domain: str = "", product: str = "MatMul", inner: str = "Identity"
+) -> onnx.ModelProto:
+    """A product and a branch with a constant of its own; domain and name of the outer operator and the branch's."""
     weights = numpy_helper.from_array(np.arange(12, dtype=np.float32).reshape(3, 4), "weights")
     constant = numpy_helper.from_array(np.ones(4, np.float32), "one")
     value = helper.make_tensor_value_info("inner", TensorProto.FLOAT, [4])
     branch = helper.make_graph(
-        [helper.make_node("Identity", ["one"], ["inner"], domain=inner_domain)], "branch", [], [value], [constant]
+        [helper.make_node(inner, ["one"], ["inner"], domain=inner_domain)], "branch", [], [value], [constant]
     )
     nodes = [
-        helper.make_node("MatMul", ["x", "weights"], ["y"], domain=domain),
+        helper.make_node(product, ["x", "weights"], ["y"], domain=domain),
         helper.make_node("If", ["flag"], ["z"], then_branch=branch, else_branch=branch),
         helper.make_node("Add", ["y", "z"], ["sum"]),
     ]
@@ -80,7 +82,7 @@ def edited(path: Path, **entries: str | None) -> Path:
 def test_a_sound_graph_passes_with_the_vendor_checker(graph: Path, external: Path) -> None:
     for path in (graph, external):
         found = check_graph(path, checker=onnx.checker.check_model)
-        assert found.domains == {""}
+        assert found.contributed == frozenset()
     assert check_graph(external).names == ("model.onnx", "model.onnx.data")
     assert (
         check_graph(external).num_bytes
@@ -108,16 +110,32 @@ def test_operators_of_unknown_domains_are_refused_wherever_they_hide(tmp_path: P
         onnx.save(small_graph(**{where: "evil"}), path)
         with pytest.raises(RepositoryError, match="evil"):
             check_graph(path)
-        onnx.save(small_graph(**{where: "com.microsoft"}), path)
-        assert check_graph(path).domains == {"", "com.microsoft"}
-        with pytest.raises(RepositoryError, match=r"com\.microsoft"):
-            check_graph(path, domains=STANDARD_DOMAINS)
     model = small_graph()
     node = helper.make_node("Relu", ["a"], ["b"], domain="evil")
     model.functions.append(helper.make_function("local", "f", ["a"], ["b"], [node], OPSETS))
     onnx.save(model, path)
     with pytest.raises(RepositoryError, match="evil"):
         check_graph(path)
+
+
+@pytest.mark.parametrize(("where", "what"), [("domain", "product"), ("inner_domain", "inner")])
+def test_of_the_contributed_operators_only_known_ones_pass_where_they_belong(
+    tmp_path: Path, where: str, what: str
+) -> None:
+    """The domain is ONNX Runtime's own, and no reason to run whatever else is in it."""
+    path = tmp_path / "model.onnx"
+    onnx.save(small_graph(**{where: "com.microsoft", what: "MatMulNBits"}), path)
+    assert check_graph(path).contributed == {"MatMulNBits"}
+    for precision, known in CONTRIBUTED.items():
+        if precision in {"w8", "w4"}:
+            check_graph(path, contributed=known)
+            continue
+        with pytest.raises(RepositoryError, match=r"com\.microsoft:MatMulNBits"):
+            check_graph(path, contributed=known)
+    for other in ("MatMul", "matmulnbits", "FusedMatMul", ""):
+        onnx.save(small_graph(**{where: "com.microsoft", what: other}), path)
+        with pytest.raises(RepositoryError, match=r"only standard operators, com\.microsoft:MatMulNBits"):
+            check_graph(path)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,15 @@ LAYERS = {"bert": 12, "late-bert": 12, "xlm-roberta": 12, "modernbert": 16, "qwe
 
 KINDS = ("loop", "gather", "padded")
 
+STORED = {
+    "int8": TensorProto.INT8,
+    "fp16": TensorProto.FLOAT16,
+    "bf16": TensorProto.BFLOAT16,
+    "w8": TensorProto.UINT8,
+    "w4": TensorProto.UINT8,
+}
+"""What the weights of a layer are stored as."""
+
 
 class Subject(NamedTuple):
     """A random model, its graphs in float32 by kind, and what they are compared with."""
@@ -83,7 +92,7 @@ def subject(
     return Subject(card, graphs, open_stock(folder / "stock.onnx", card, weights), load_sample(card, weights, None))
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", ["int8", "fp16", "w8", "w4"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lower_precision_is_near_its_weights_and_the_same_in_any_company(
     subject: Subject, kind: str, precision: Precision, tmp_path: Path
@@ -93,7 +102,7 @@ def test_a_lower_precision_is_near_its_weights_and_the_same_in_any_company(
     assert [check.name for check in checks if not check.passed] == []
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["int8", "fp16", "bf16", "w8", "w4"])
 def test_every_layer_of_the_encoder_is_lowered_and_the_head_is_not(
     subject: Subject, precision: Precision, tmp_path: Path
 ) -> None:
@@ -104,19 +113,21 @@ def test_every_layer_of_the_encoder_is_lowered_and_the_head_is_not(
         lower(path, precision, card, subject.sample.sequences, GRAPHS[layout].feeds)
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
-        assert {node.domain for node in model.graph.node} == {""}
+        foreign = {(node.domain, node.op_type) for node in model.graph.node if node.domain}
+        assert foreign == ({("com.microsoft", "MatMulNBits")} if precision in {"w8", "w4"} else set())
         assert (model.ir_version, model.opset_import[0].version) == (8, 17)
         kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
         weights = Counter(
             kinds[node.input[1]]
             for node in model.graph.node
-            if node.op_type in {"MatMul", "Gemm", "MatMulInteger"} and kinds.get(node.input[1])
+            if node.op_type in {"MatMul", "Gemm", "MatMulInteger", "MatMulNBits"} and kinds.get(node.input[1])
         )
         head = {"bert": 2, "xlm-roberta": 2, "modernbert": 2}.get(card.family, 0) if card.dim is None else 0
-        lowered = {"int8": TensorProto.INT8, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[precision]
+        lowered = STORED[precision]
         assert weights == Counter({lowered: LAYERS[card.family], TensorProto.FLOAT: head})
         # Beside the layers only the table of words: positions and rotary angles stay exact.
-        assert sum(kind == lowered for kind in kinds.values() if kind != TensorProto.FLOAT) >= LAYERS[card.family] + 1
+        words = TensorProto.INT8 if lowered == TensorProto.UINT8 else lowered
+        assert sum(kind == words for kind in kinds.values()) >= 1 + (words == lowered) * LAYERS[card.family]
 
 
 MOVERS = {"Cast", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
@@ -153,12 +164,12 @@ def test_bf16_computes_what_bf16_should(subject: Subject, kind: str, tmp_path: P
     assert 1e-5 < difference < slack * ROUNDED_TOLERANCE["bf16"]
 
 
-@pytest.fixture(scope="module", params=["loop", "gather"])
+@pytest.fixture(scope="module", params=[("loop", "int8"), ("gather", "int8"), ("loop", "w8"), ("loop", "w4")])
 def quantised(
     request: pytest.FixtureRequest, subject: Subject, tmp_path_factory: pytest.TempPathFactory
 ) -> ServedGraph:
-    """The int8 graph with one core."""
-    return subject.lowered(request.param, "int8", tmp_path_factory.mktemp("int8"))
+    """A graph with one core, which rounds."""
+    return subject.lowered(*request.param, tmp_path_factory.mktemp("quantised"))
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -173,13 +184,14 @@ def test_rows_do_not_depend_on_company(
     np.testing.assert_allclose(together, alone, atol=5e-6 * max(1.0, np.abs(alone).max()), rtol=0)
 
 
-def test_weights_in_a_second_file_are_rewritten_too(subject: Subject, tmp_path: Path) -> None:
-    whole = subject.lowered("loop", "int8", tmp_path)
+@pytest.mark.parametrize("precision", ["int8", "w8", "w4"])
+def test_weights_in_a_second_file_are_rewritten_too(subject: Subject, precision: Precision, tmp_path: Path) -> None:
+    whole = subject.lowered("loop", precision, tmp_path)
     apart = tmp_path / "apart" / "model.onnx"
     apart.parent.mkdir()
     write_whole(onnx.load(subject.graphs["loop"]), {}, apart, one_file_bytes=0)
     assert len(list(apart.parent.iterdir())) == 2
-    lower(apart, "int8", subject.card, subject.sample.sequences, GRAPHS["packed"].feeds)
+    lower(apart, precision, subject.card, subject.sample.sequences, GRAPHS["packed"].feeds)
     assert [file.name for file in apart.parent.iterdir()] == ["model.onnx"]
     sequences = subject.sample.sequences[:5]
     np.testing.assert_array_equal(GRAPHS["packed"](apart).run(sequences), whole.run(sequences))

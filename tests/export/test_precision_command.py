@@ -29,13 +29,17 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, d
 JUDGED = ["finite scores", "top-1 agreement", "top-10 overlap", "NDCG@10"]
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", ["int8", "fp16", "w4"])
 def test_a_precision_is_judged_by_rankings_unasked_and_stamped(
     precision: str, tiny_embedder: Path, sample_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = tmp_path / "models"
     asked = ["--repository", models, "--data", sample_data, "--gate-requests", 20]
-    loose = {"export": {"gate": {"int8": {"min_top1": 0.8, "min_overlap": 0.9, "max_ndcg_loss": 10}}}}
+    limits = {
+        "int8": {"min_top1": 0.8, "min_overlap": 0.9, "max_ndcg_loss": 10},
+        "w4": {"min_top1": 0.1, "min_overlap": 0.3, "max_ndcg_loss": 60},  # random weights have nothing to spare
+    }
+    loose = {"export": {"gate": limits}}
     weights = _with_limits(tiny_embedder, tmp_path / "weights", loose)
     code, told = _run(capsys, "export", weights, *asked, "--precision", precision)
     assert code == 0, told
@@ -149,7 +153,7 @@ def test_a_precision_that_the_device_lacks_is_refused_before_any_work(
     assert code == 2
     assert told["subject"] == "precision `bf16`"
     assert "on cpu" in str(told["got"])
-    assert "fp32, fp16, int8" in str(told["wanted"])
+    assert "fp32, fp16, int8, w8, w4" in str(told["wanted"])
     assert "--device cuda" in str(told["fix"])
     assert not (tmp_path / "models").exists()
 

@@ -23,8 +23,8 @@ class ExportSettings(Section):
     )
     precision: Precision = Field(
         "fp32",
-        description="what the graph computes in: fp32, int8 for CPUs, bf16 or fp16 for GPUs; below fp32 rankings are "
-        "judged as with --gate, on --data or else the sample",
+        description="what the graph computes in: fp32, int8 for CPUs, bf16 or fp16 for GPUs; w8 and w4 store only "
+        "weights in so many bits; below fp32 rankings are judged as with --gate, on --data or else the sample",
     )
     device: Literal["cpu", "cuda"] = Field(
         "cpu", description="where the graph is run to be judged; what does not run there is not written"

@@ -3,7 +3,9 @@
     linear.py    where the weights are
     inner.py     inner tensors, seen by running the graph
     scales.py    numpy: scales, rounding, smoothing
+    blocks.py    numpy: four or eight bits, with a scale and a zero point a block
     int8.py      integer products
+    stored.py    weights in eight or four bits
     half.py      fp16 and bf16
     ability.py   what a device can run
 

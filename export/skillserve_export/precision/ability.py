@@ -15,6 +15,7 @@ from skillserve_export.device import Device, open_session, runtime
 from skillserve_export.precision.half import halve
 from skillserve_export.precision.int8 import quantise_layers
 from skillserve_export.precision.linear import MIN_FEATURES, linear_layers
+from skillserve_export.precision.stored import store
 
 __all__ = ["require_runnable"]
 
@@ -57,8 +58,11 @@ def _layer(precision: Precision) -> onnx.ModelProto:
     graph = helper.make_graph([node], "layer", inputs, outputs, [weights])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
     layers = linear_layers(model)
-    if precision == "int8":
-        quantise_layers(model, layers, {}, {"x": 2})
-    elif precision != "fp32":
-        halve(model, layers, [], precision)
+    match precision:
+        case "int8":
+            quantise_layers(model, layers, {}, {"x": 2})
+        case "w8" | "w4":
+            store(model, layers, precision)
+        case "fp16" | "bf16":
+            halve(model, layers, [], precision)
     return model

@@ -22,6 +22,7 @@ from skillserve_export.precision.inner import Feeds, inner_tensors
 from skillserve_export.precision.int8 import grouped, quantise_layers, quantise_words
 from skillserve_export.precision.linear import Linear, linear_layers, norm_results, word_lookups
 from skillserve_export.precision.scales import WEIGHT_BITS, smoothing
+from skillserve_export.precision.stored import store
 
 __all__ = ["lower"]
 
@@ -59,12 +60,16 @@ def lower(
             fix="Export it in fp32, and report this model family.",
         )
     lookups = word_lookups(model, card.vocab_size)
-    if precision == "int8":
-        ranks = {name: rows.ndim for name, rows in seen.items()}
-        quantise_layers(model, layers, _factors(model, layers, seen), ranks, bits=bits)
-        quantise_words(model, lookups)
-    else:
-        halve(model, layers, lookups, precision)
+    match precision:
+        case "int8":
+            ranks = {name: rows.ndim for name, rows in seen.items()}
+            quantise_layers(model, layers, _factors(model, layers, seen), ranks, bits=bits)
+            quantise_words(model, lookups)
+        case "w8" | "w4":
+            store(model, layers, precision)
+            quantise_words(model, lookups)
+        case "fp16" | "bf16":
+            halve(model, layers, lookups, precision)
     write_whole(model, {}, path)
 
 

@@ -83,11 +83,7 @@ class Corpus:
             ]
         found = []
         for embedded, text in zip(vectors, texts, strict=True):
-            similarities = self.index.similarities(embedded)
-            near, words = similarities[0], None
-            if self.lexical and weights.lexical:
-                words = self.lexical.scores(weights.scored_texts(text))
-            scores = blend(similarities, words, weights)
+            near, scores = self.first_stage(embedded, text, weights)
             nearest = np.argsort(-near, kind="stable")[:k]
             # By similarity, too: a weighted sum may round two of them to one score.
             rows = np.lexsort((-near, -scores))[:k]
@@ -101,6 +97,14 @@ class Corpus:
                 )
             )
         return found
+
+    def first_stage(self, embedded: Floats, text: str, weights: FirstStageWeights) -> tuple[Floats, Floats]:
+        """Of a request and every skill, `[N]` each: the similarity, and the first-stage score."""
+        similarities = self.index.similarities(embedded)
+        words = None
+        if self.lexical and weights.lexical:
+            words = self.lexical.scores(weights.scored_texts(text))
+        return similarities[0], blend(similarities, words, weights)
 
     def pairs(self, query: Ids, rows: Iterable[int]) -> list[Ids]:
         """The reranker's sequences for a request (its bare ids) and the skills at these rows."""

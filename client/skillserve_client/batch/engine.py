@@ -134,19 +134,28 @@ class Engine:
             if type(error) not in _OF_ROWS:
                 raise
             if len(sequences) == 1:
-                self._require_well(role, digest, error)
-                return Inferred(np.zeros((1, *self.served(role).no_rows().shape[1:]), np.float32), {0: _why(error)})
+                return self._alone(role, sequences, digest, error)
         middle = len(sequences) // 2
         first, second = (self._run(role, half, digest) for half in (sequences[:middle], sequences[middle:]))
         moved = {middle + i: why for i, why in second.refused.items()}
         return Inferred(np.concatenate([first.rows, second.rows]), first.refused | moved)
 
-    def _require_well(self, role: Role, digest: str, error: ServerError) -> None:
-        """Whoever refuses a single token refuses everything, and no row is at fault: raises the error then."""
+    def _alone(self, role: Role, sequences: Sequence[Ids], digest: str, error: ServerError) -> Inferred:
+        """A sequence that failed alone: it is at fault if the model is well, and fails on it once more.
+
+        Whoever fails on a single token fails on everything, and no row is to blame: raises the error then.
+        """
         try:
             self._patiently(role, [_ONE_TOKEN], digest)
         except ServerError:
             raise error from None
+        try:
+            return Inferred(self._patiently(role, sequences, digest), {})
+        except ServerError as again:
+            if type(again) not in _OF_ROWS:
+                raise
+            why = f"the model refused it: {again.got}; wanted {again.wanted}"
+        return Inferred(np.zeros((1, *self.served(role).no_rows().shape[1:]), np.float32), {0: why})
 
     def _patiently(self, role: Role, sequences: Sequence[Ids], digest: str) -> Floats:
         """Send; as long as the server sheds or is away, wait and send again, until the patience ends."""
@@ -162,7 +171,3 @@ class Engine:
             ceiling_s = min(ceiling_s * 2, _LONGEST_PAUSE_S)
             with self._lock:
                 self.num_repeats += 1
-
-
-def _why(error: ServerError) -> str:
-    return f"the model refused it: {error.got}"

@@ -120,11 +120,12 @@ class OutputFolder:
 
     def _prepare(self, *, fresh: bool) -> None:
         self._check(fresh=fresh)
+        # First, since a folder with anything else in it and no manifest is not ours.
+        self._write_manifest(self._manifest("running"))
         for part in (self.path / _SHARDS, self.path / _RECEIPTS):
             part.mkdir(exist_ok=True)
             for left in part.glob(".*"):  # half-written files of a killed run
                 left.unlink()
-        self._write_manifest(self._manifest("running"))
 
     def _manifest(self, status: str, entries: Sequence[Entry] = ()) -> Manifest:
         digests = "".join(entry.input_digest for entry in entries)

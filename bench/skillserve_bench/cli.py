@@ -1,4 +1,4 @@
-"""The commands `skillserve bench quality|batching|overhead`."""
+"""The commands `skillserve bench quality|batching|overhead|score`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from skillserve_bench.report import Findings, Report, deliver
 from skillserve_bench.scenarios.batching import measure_batching
 from skillserve_bench.scenarios.overhead import measure_overhead
 from skillserve_bench.scenarios.quality import find_catalogue, measure_quality
+from skillserve_bench.scenarios.score import measure_score
 from skillserve_bench.server import Server, given_server, started_server
 
 __all__ = ["app"]
@@ -97,6 +98,27 @@ def overhead(
     environment = _begin(out)
     with _server(repository, settings) as server:
         findings = measure_overhead(server, repository=repository, data=data, settings=settings.bench)
+    _conclude(findings, environment, out, note, as_json=as_json)
+
+
+@app.command()
+@with_settings("bench.rounds", "bench.seed", "client.url")
+def score(
+    repository: Repository,
+    catalogue: Annotated[Path, typer.Option(help="JSONL(.gz) or Parquet file of skills, or a folder of SKILL.md")],
+    kills: Annotated[int, typer.Option(min=0, help="kills of a run that goes on; 0 for none")] = 50,
+    out: Out = None,
+    note: Note = None,
+    *,
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Compare batch scoring with the bare graph, in process and through the server, and kill it."""
+    environment = _begin(out)
+    with _server(repository, settings) as server:
+        findings = measure_score(
+            server, repository=repository, catalogue=catalogue, num_kills=kills, settings=settings.bench
+        )
     _conclude(findings, environment, out, note, as_json=as_json)
 
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from skillserve.errors import RepositoryError
 from skillserve.graph_file import check_graph
 from skillserve.tensors import INPUT_IDS, MODEL_NAMES, OUTPUT_NAMES, SEQ_END, SEQ_LENS, TOK_END, Ids, pack
+from skillserve_client.configuration import read_configuration, served_version
 from skillserve_client.wire import Floats, ServedModel
 
 __all__ = ["LocalEmbedder"]
@@ -32,8 +31,8 @@ class LocalEmbedder:
 
     def __init__(self, repository: Path) -> None:
         self.folder = repository / MODEL_NAMES["embedder"]
-        config = _read_config(self.folder)
-        version = str(max(config.version_policy.specific.versions, default=1))
+        config = read_configuration(self.folder)
+        version = served_version(config)
         self.model = ServedModel.from_config(
             "embedder",
             version=version,
@@ -79,20 +78,7 @@ class LocalEmbedder:
         return np.concatenate([self.embed([sequence]) for sequence in sequences])
 
 
-def _read_config(folder: Path) -> Any:  # noqa: ANN401 - protobuf messages carry no usable types
-    path = folder / "config.pbtxt"
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise RepositoryError(
-            f"model folder `{folder}`",
-            got=f"no readable config.pbtxt ({error})",
-            wanted="an embedder written by `skillserve export`",
-            fix="Export it: skillserve export WEIGHTS",
-        ) from error
-
-
-def _options(config: Any) -> onnxruntime.SessionOptions:  # noqa: ANN401 - see _read_config
+def _options(config: Any) -> onnxruntime.SessionOptions:  # noqa: ANN401 - protobuf messages carry no usable types
     """What the configuration asks of either ONNX Runtime backend, with their defaults."""
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     options = onnxruntime.SessionOptions()

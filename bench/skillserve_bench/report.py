@@ -36,7 +36,7 @@ class Findings:
     """What a scenario found out, without a word about where."""
 
     name: str
-    """The command: `quality`, `batching`, `overhead`."""
+    """The command: `quality`, `batching`, `overhead`, `score`."""
     title: str
     passed: bool
     """Whether the answers were right. A missed goal of speed is reported, not failed: it depends on the machine."""

@@ -79,11 +79,7 @@ class Corpus:
             ]
         found = []
         for embedded, pieces in zip(vectors, requests, strict=True):
-            similarities = self.index.similarities(embedded)
-            near, words = similarities[0], None
-            if self.lexical and weights.lexical:
-                words = self.lexical.scores(scored_texts(pieces))
-            scores = blend(similarities, words, weights)
+            near, scores = self.first_stage(embedded, pieces, weights)
             nearest = np.argsort(-near, kind="stable")[:k]
             # By similarity, too: a weighted sum may round two of them to one score.
             rows = np.lexsort((-near, -scores))[:k]
@@ -97,6 +93,14 @@ class Corpus:
                 )
             )
         return found
+
+    def first_stage(self, embedded: Floats, pieces: Sequence[str], weights: FirstStageWeights) -> tuple[Floats, Floats]:
+        """Of a request, in the weights' pieces and embedded, and every skill, `[N]` each: similarity, first-stage score."""
+        similarities = self.index.similarities(embedded)
+        words = None
+        if self.lexical and weights.lexical:
+            words = self.lexical.scores(scored_texts(pieces))
+        return similarities[0], blend(similarities, words, weights)
 
     def pairs(self, query: Ids, rows: Iterable[int]) -> list[Ids]:
         """The reranker's sequences for a request (its bare ids) and the skills at these rows."""

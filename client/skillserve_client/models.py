@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +30,16 @@ class Source:
     served: ServedModel
 
 
-def read_sources(repository: Path, triton: Inference) -> dict[Role, Source]:
+def read_sources(
+    repository: Path, triton: Inference, *, roles: Collection[Role] = tuple(MODEL_NAMES)
+) -> dict[Role, Source]:
     """The models of the repository, each compared with the server; a repository may hold no reranker.
 
     Raises RepositoryError or CardError for a folder at fault or another model on the server, and ServerError.
     """
     sources: dict[Role, Source] = {}
-    for role, name in MODEL_NAMES.items():
-        folder = repository / name
+    for role in roles:
+        folder = repository / MODEL_NAMES[role]
         if role == "reranker" and _read(folder / CARD_FILE) is None:
             continue
         card_json, tokenizer_json = _exported(folder, CARD_FILE), _exported(folder, _TOKENIZER_FILE)

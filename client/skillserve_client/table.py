@@ -1,4 +1,4 @@
-"""The one door to PyArrow: the skills of a bundle as a table, one row per skill, in the order of the index.
+"""The one door to PyArrow for bundles: the skills as a table, one row per skill, in the order of the index.
 
 Columns: id, name, description, namespace, body (text), fields (JSON), rerank_ids (list of int32: the reranker's
 skill side, tokenised once; empty lists where the bundle has no reranker).

@@ -67,6 +67,11 @@ COMMANDS: dict[str, Command] = {
         "skillserve_client.cli:index", "client", "Build a bundle from a catalogue through a running server."
     ),
     "search": Command("skillserve_client.cli:search", "client", "Find skills for a request."),
+    "score": Command(
+        "skillserve_client.batch.cli:score",
+        "client",
+        "Embed a catalogue, rank a file of requests, or score pairs, in bulk; a stopped run goes on.",
+    ),
     "calibrate": Command(
         "skillserve_client.cli_calibrate:calibrate",
         "calibrate",

@@ -10,7 +10,8 @@
     │   ├── CardError                         model card absent, invalid or not of these weights
     │   ├── BundleError                       bundle damaged, incomplete, or of another model
     │   ├── RepositoryError                   model repository incomplete or not servable
-    │   └── ParityError                       an exported graph does not reproduce its weights
+    │   ├── ParityError                       an exported graph does not reproduce its weights
+    │   └── OutputError                       an output folder is another job's, in use, or takes no more
     └── ServerError                  exit 5   the inference server
         ├── ServerStartError                  did not start, or not in time
         ├── ServerUnreachable                 cannot be reached, or went away
@@ -34,6 +35,7 @@ __all__ = [
     "ContractError",
     "DeadlineExceeded",
     "MissingExtraError",
+    "OutputError",
     "ParityError",
     "QueryError",
     "RepositoryError",
@@ -126,6 +128,10 @@ class RepositoryError(ContractError):
 
 class ParityError(ContractError):
     """An exported graph does not reproduce the model that it was exported from."""
+
+
+class OutputError(ContractError):
+    """An output folder holds the results of another job or version, is in use, is damaged, or takes no more."""
 
 
 class ServerError(SkillserveError):

@@ -16,8 +16,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["published_folder", "sha256_of", "write_bytes", "write_text"]
+__all__ = ["published_file", "published_folder", "sha256_of", "write_bytes", "write_text"]
 
 _CHUNK_BYTES = 1 << 20
 _AT_FDCWD = -100
@@ -36,12 +37,22 @@ def sha256_of(path: Path) -> str:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically and durably."""
+    with published_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def published_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write into; when the block succeeds, flush it to disk and make it `path`, in one step.
+
+    It is written beside `path` under a hidden name, which a killed writer leaves behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)

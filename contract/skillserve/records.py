@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Answer", "Hit", "Qrels", "Query", "Run", "Skill"]
+__all__ = ["Answer", "Hit", "Pair", "Qrels", "Query", "Run", "Skill"]
 
 Qrels = Mapping[str, Mapping[str, int]]
 """Relevance judgements: query id → skill id → relevance (TREC's qrels)."""
@@ -37,6 +37,16 @@ class Query:
     id: str
     text: str
     skill_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A request and a skill of the catalogue, to be scored."""
+
+    id: str | None
+    """As the source names it, if it does."""
+    text: str
+    skill_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,15 +8,16 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import yaml
 
 from skillserve.errors import CatalogueError, MissingExtraError
 
-__all__ = ["ENDINGS", "Faults", "Row", "read_rows"]
+__all__ = ["ENDINGS", "Faults", "Row", "column_names", "count_rows", "read_rows"]
 
 Row = Mapping[str, Any]
 
@@ -24,6 +25,16 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 """Of the files that hold rows."""
 
 _MOST_FAULTS_SHOWN = 20
+
+_MOST_LINE_BYTES = 64 << 20
+"""Longest line of JSON, room for the longest text with every character escaped: a file without line breaks would be
+read into memory whole."""
+
+_MOST_BUFFER_BYTES = 1 << 20
+"""Of a column of a Parquet file."""
+
+_ROWS_AT_ONCE = 256
+"""Rows of a Parquet file that are in memory together."""
 
 
 @dataclass
@@ -53,26 +64,79 @@ class Faults:
 
 def read_rows(source: Path, faults: Faults, *, tree_of_skill_md: bool = False) -> Iterator[tuple[str, Row]]:
     """(where, row) for every sound row; with `tree_of_skill_md` also of a SKILL.md or of a folder."""
+    root, documents, files = _found(source, tree_of_skill_md=tree_of_skill_md)
+    if documents:
+        yield from _skill_documents(root, documents, faults)
+    for path in files:
+        yield from _table(path, faults)
+    if not documents and not files:
+        faults.add(str(source), "holds no SKILL.md, .jsonl, .jsonl.gz or .parquet")
+
+
+def count_rows(source: Path, *, tree_of_skill_md: bool = False) -> int:
+    """How many rows `read_rows` would see, faulty ones included, without reading what is in them.
+
+    A file that cannot be read counts as what could be read of it.
+    """
+    _, documents, files = _found(source, tree_of_skill_md=tree_of_skill_md)
+    return len(documents) + sum(_count(path) for path in files)
+
+
+def column_names(source: Path, *, tree_of_skill_md: bool = False) -> dict[Path, list[str]]:
+    """The columns of each Parquet file that `read_rows` would read; one that is none has no entry."""
+    found = {}
+    for path in _found(source, tree_of_skill_md=tree_of_skill_md)[2]:
+        if path.suffix == ".parquet":
+            pa, pq = _arrow(path)
+            with suppress(OSError, pa.ArrowException), path.open("rb") as file:
+                found[path] = list(pq.ParquetFile(file).schema_arrow.names)
+    return found
+
+
+def _found(source: Path, *, tree_of_skill_md: bool) -> tuple[Path, list[Path], list[Path]]:
+    """The folder that documents are named from, the SKILL.md files, and the tables; CatalogueError for no source."""
     if source.is_dir() and tree_of_skill_md:
-        documents = sorted(source.rglob("SKILL.md"))
         files = sorted(path for path in source.iterdir() if path.name.endswith(ENDINGS))
-        if documents:
-            yield from _skill_documents(source, documents, faults)
-        for path in files:
-            yield from _table(path, faults)
-        if not documents and not files:
-            faults.add(str(source), "holds no SKILL.md, .jsonl, .jsonl.gz or .parquet")
-    elif source.is_file() and source.name == "SKILL.md" and tree_of_skill_md:
-        yield from _skill_documents(source.parent, [source], faults)
-    elif source.is_file():
-        yield from _table(source, faults)
-    else:
-        raise CatalogueError(
-            f"`{source}`",
-            got="no such file or folder",
-            wanted="JSON Lines, Parquet or a folder of SKILL.md",
-            fix="Check the path.",
-        )
+        return source, sorted(source.rglob("SKILL.md")), files
+    if source.is_file() and source.name == "SKILL.md" and tree_of_skill_md:
+        return source.parent, [source], []
+    if source.is_file():
+        return source.parent, [], [source]
+    raise CatalogueError(
+        f"`{source}`",
+        got="no such file or folder",
+        wanted="JSON Lines, Parquet or a folder of SKILL.md",
+        fix="Check the path.",
+    )
+
+
+def _count(path: Path) -> int:
+    number = 0
+    if path.suffix == ".parquet":
+        pa, pq = _arrow(path)
+        with suppress(OSError, pa.ArrowException), path.open("rb") as file:
+            number = int(pq.ParquetFile(file).metadata.num_rows)
+        return number
+    with suppress(OSError, EOFError), _opened(path) as file:
+        for line in _lines(file):
+            number += line is None or bool(line.strip())
+    return number
+
+
+def _opened(path: Path) -> BinaryIO:
+    return cast("BinaryIO", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes | None]:
+    """Every line; None for one that is too long, of which only a piece is in memory at a time."""
+    while line := file.readline(_MOST_LINE_BYTES):
+        if len(line) < _MOST_LINE_BYTES or line.endswith(b"\n"):
+            yield line
+            continue
+        while piece := file.readline(_MOST_LINE_BYTES):
+            if piece.endswith(b"\n"):
+                break
+        yield None
 
 
 def _table(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
@@ -80,9 +144,11 @@ def _table(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
         yield from _parquet(path, faults)
         return
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
+        with _opened(path) as file:
+            for number, line in enumerate(_lines(file), 1):
+                if line is None:
+                    faults.add(f"{path.name}:{number}", f"is a line of more than {_MOST_LINE_BYTES:,} bytes")
+                elif line.strip():
                     yield from _json_line(f"{path.name}:{number}", line, faults)
     except (OSError, EOFError) as error:
         faults.add(path.name, f"cannot be read: {error}")
@@ -104,7 +170,7 @@ def _json_line(where: str, line: bytes, faults: Faults) -> Iterator[tuple[str, R
             faults.add(where, "is no JSON object")
 
 
-def _parquet(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
+def _arrow(path: Path) -> tuple[Any, Any]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -115,11 +181,18 @@ def _parquet(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
             wanted="the client or the training extra",
             fix="Install it: pip install 'skillserve[client]'",
         ) from error
+    return pa, pq
+
+
+def _parquet(path: Path, faults: Faults) -> Iterator[tuple[str, Row]]:
+    pa, pq = _arrow(path)
     number = 0
     try:
         # Opened by Python and not by Arrow: what is opened is then seen by audit hooks.
         with path.open("rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches():
+            # Without a buffer of its own, Arrow reads a row group whole before it gives the first row.
+            table = pq.ParquetFile(file, buffer_size=_MOST_BUFFER_BYTES, pre_buffer=False)
+            for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path.name}:{number}", row

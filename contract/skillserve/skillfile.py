@@ -11,10 +11,21 @@ from pathlib import Path
 from typing import Literal
 
 from skillserve.errors import CatalogueError
-from skillserve.records import Qrels, Query, Skill
+from skillserve.records import Pair, Qrels, Query, Skill
 from skillserve.rows import ENDINGS, Faults, Row, read_rows
 
-__all__ = ["MOST_TEXT_BYTES", "Part", "find_split", "read_qrels", "read_queries", "read_skills", "split_file"]
+__all__ = [
+    "MOST_TEXT_BYTES",
+    "Part",
+    "find_split",
+    "pair_of",
+    "query_of",
+    "read_qrels",
+    "read_queries",
+    "read_skills",
+    "skill_of",
+    "split_file",
+]
 
 Part = Literal["skills", "queries", "qrels"]
 
@@ -30,7 +41,7 @@ def read_skills(source: Path) -> list[Skill]:
     skills: list[Skill] = []
     seen: dict[str, str] = {}
     for where, row in read_rows(source, faults, tree_of_skill_md=True):
-        skill = _skill(where, row, faults)
+        skill = skill_of(where, row, faults)
         if skill is None:
             continue
         if skill.id in seen:
@@ -54,24 +65,17 @@ def read_queries(source: Path) -> list[Query]:
     queries: dict[str, Query] = {}
     seen: dict[str, str] = {}
     for where, row in read_rows(source, faults):
-        query_id, text = _identity(row.get("id")), row.get("query")
-        golds = _identities(row.get("skill_ids"))
-        if query_id is None:
-            faults.add(where, "lacks an `id`")
-        elif not isinstance(text, str) or not text.strip():
-            faults.add(where, "lacks a `query`")
-        elif fault := _fault_of_text(text):
-            faults.add(where, f"has a `query` {fault}")
-        elif golds is None:
-            faults.add(where, f"has `skill_ids` that are no list of ids: {row['skill_ids']!r}")
-        elif query_id not in seen:
-            seen[query_id] = where
-            queries[query_id] = Query(id=query_id, text=text, skill_ids=golds)
-        elif queries[query_id].text == text:
-            known = queries[query_id]
-            queries[query_id] = replace(known, skill_ids=tuple(dict.fromkeys((*known.skill_ids, *golds))))
+        query = query_of(where, row, faults)
+        if query is None:
+            continue
+        known = queries.setdefault(query.id, query)
+        if known is query:
+            seen[query.id] = where
+        elif known.text == query.text:
+            golds = tuple(dict.fromkeys((*known.skill_ids, *query.skill_ids)))
+            queries[query.id] = replace(known, skill_ids=golds)
         else:
-            faults.add(where, f"repeats the id `{query_id}` of {seen[query_id]} with another text")
+            faults.add(where, f"repeats the id `{query.id}` of {seen[query.id]} with another text")
     if not queries and not faults.found:
         faults.add(str(source), "no requests")
     faults.raise_if_any("one request a line, each with a unique `id` and a `query`")
@@ -125,7 +129,42 @@ def split_file(data: Path, part: Part, split: str) -> Path:
     return found
 
 
-def _skill(where: str, row: Row, faults: Faults) -> Skill | None:
+def query_of(where: str, row: Row, faults: Faults) -> Query | None:
+    """The request of one row; None, and its fault noted, if it holds none."""
+    query_id, text = _identity(row.get("id")), row.get("query")
+    golds = _identities(row.get("skill_ids"))
+    if query_id is None:
+        faults.add(where, "lacks an `id`")
+    elif not isinstance(text, str) or not text.strip():
+        faults.add(where, "lacks a `query`")
+    elif fault := _fault_of_text(text):
+        faults.add(where, f"has a `query` {fault}")
+    elif golds is None:
+        faults.add(where, f"has `skill_ids` that are no list of ids: {row['skill_ids']!r}")
+    else:
+        return Query(id=query_id, text=text, skill_ids=golds)
+    return None
+
+
+def pair_of(where: str, row: Row, faults: Faults) -> Pair | None:
+    """The pair of one row, `query` and `skill_id`, with or without an `id`; None, and its fault noted, if none."""
+    text, skill_id, given = row.get("query"), _identity(row.get("skill_id")), row.get("id")
+    pair_id = None if given is None or given == "" else _identity(given)
+    if not isinstance(text, str) or not text.strip():
+        faults.add(where, "lacks a `query`")
+    elif fault := _fault_of_text(text):
+        faults.add(where, f"has a `query` {fault}")
+    elif skill_id is None:
+        faults.add(where, "lacks a `skill_id`")
+    elif pair_id is None and given is not None and given != "":
+        faults.add(where, f"has an `id` that is no text: {given!r}")
+    else:
+        return Pair(id=pair_id, text=text, skill_id=skill_id)
+    return None
+
+
+def skill_of(where: str, row: Row, faults: Faults) -> Skill | None:
+    """The skill of one row; None, and its faults noted, if it holds none."""
     name = row.get("name")
     if not isinstance(name, str) or not name.strip():
         faults.add(where, "lacks a `name`")

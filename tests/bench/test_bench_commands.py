@@ -105,6 +105,21 @@ def test_overhead_compares_batches_of_the_same_size(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.e2e
+def test_batch_scoring_is_measured_and_killed(
+    capsys: pytest.CaptureFixture[str], packed: Path, sample_data: Path
+) -> None:
+    catalogue = sample_data / "skills" / "test.jsonl"
+    small = ["--rounds", 1, "--kills", 2]
+    code, found = run(capsys, "score", "--repository", packed, "--catalogue", catalogue, *small)
+    assert code == 0, found
+    figures = found["figures"]
+    assert set(figures["ratio"]) == {"score --engine direct", "score --engine server"}
+    assert figures["largest_difference"] <= 1e-5
+    assert figures["whole_after_kills"]
+    assert [(kill["repeated"], kill["missing"]) for kill in figures["kills"]] == [(0, 0)] * 2
+
+
+@pytest.mark.e2e
 def test_what_is_served_ranks_as_sentence_transformers_does(
     capsys: pytest.CaptureFixture[str], packed: Path, stock_embedder: Path, sample_data: Path
 ) -> None:

@@ -16,6 +16,9 @@ from skillserve.errors import BundleError, ServerOverloaded
 from skillserve.records import Answer
 from skillserve.settings import SearchSettings
 from skillserve_client import AsyncSearcher, Bundle, Searcher, open_bundle
+from skillserve_client.batch.engine import Engine
+from skillserve_client.batch.rank import RankJob
+from skillserve_client.batch.run import Run, Spec
 from skillserve_client.bundle import publish, read_files
 from skillserve_client.calibration import (
     EMBED_DEPTH,
@@ -90,6 +93,24 @@ def bundle(bundles: Path) -> Bundle:
     return calibrated(
         open_bundle(bundles), rerank=stage(DEFAULT_DEPTH, 0.5), embed=stage(EMBED_DEPTH, 0.9, request=STEPPED)
     )
+
+
+def test_a_batch_abstains_where_a_search_does(bundle: Bundle, fake: Any, tmp_path: Path) -> None:
+    texts = ["resize photo", "rust", "send", "merge pdf table sheet"]
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text("".join(json.dumps({"id": str(i), "query": text}) + "\n" for i, text in enumerate(texts)))
+    settings = SearchSettings(top_k=3)
+    with Engine(fake, num_workers=2, max_run_tokens=64, patience_s=0.0) as engine:
+        spec = Spec(out=tmp_path / "out", engine_name="server", file_format="jsonl")
+        Run(RankJob.of([requests], bundle, settings), engine, spec).carry_out()
+    (file,) = (tmp_path / "out" / "shards").iterdir()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    answers = [Searcher(bundle, fake, settings).search(text).to_dict() for text in texts]
+    assert {row["status"] for row in rows} == {"ok", "abstained"}
+    for row, answer in zip(rows, answers, strict=True):
+        wanted = json.loads(json.dumps(answer))
+        assert row == {"row": row["row"], "id": str(row["row"])} | {name: wanted[name] for name in row.keys() & wanted}
+        assert row["probability"] is not None
 
 
 Search = Callable[..., Answer]

@@ -5,7 +5,7 @@ This is the one door: sections are imported from here, wherever they stand.
 
 from __future__ import annotations
 
-from skillserve.settings.client import CalibrateSettings, ClientSettings, IndexSettings, SearchSettings
+from skillserve.settings.client import CalibrateSettings, ClientSettings, IndexSettings, ScoreSettings, SearchSettings
 from skillserve.settings.export import ExportSettings
 from skillserve.settings.measuring import BenchSettings, EvaluateSettings
 from skillserve.settings.mining import MineSettings
@@ -23,6 +23,7 @@ __all__ = [
     "IndexSettings",
     "MineSettings",
     "RankWindow",
+    "ScoreSettings",
     "SearchSettings",
     "Section",
     "ServeSettings",
@@ -38,6 +39,7 @@ class Settings(Section):
     client: ClientSettings = ClientSettings()
     search: SearchSettings = SearchSettings()
     index: IndexSettings = IndexSettings()
+    score: ScoreSettings = ScoreSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
     export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from skillserve.settings.section import Section
 
-__all__ = ["CalibrateSettings", "ClientSettings", "IndexSettings", "SearchSettings"]
+__all__ = ["CalibrateSettings", "ClientSettings", "IndexSettings", "ScoreSettings", "SearchSettings"]
 
 
 class ClientSettings(Section):
@@ -72,6 +72,23 @@ class IndexSettings(Section):
         ge=0,
         allow_inf_nan=False,
         description="weight of a long request's parts in the first stage, such as 1; each part is embedded, too",
+    )
+
+
+class ScoreSettings(Section):
+    """Scoring files in bulk."""
+
+    engine: Literal["server", "direct"] = Field(
+        "server", description="`server` asks a running one; `direct` runs the graphs of --models in this process"
+    )
+    format: Literal["parquet", "jsonl"] = Field("parquet", description="of the finished shards")
+    shard_rows: int | None = Field(
+        None,
+        ge=1,
+        description="rows of a shard, the most work that a kill can lose; not set: 4096, for rankings 256",
+    )
+    patience_s: float = Field(
+        120.0, ge=0, description="how long a request that the server sheds, or a lost server, is tried again, seconds"
     )
 
 

@@ -1,0 +1,66 @@
+"""The models of a repository in this process, as an `Inference`: what the server computes, without the server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from skillserve.scoring import LocalModel, open_local
+from skillserve.tensors import MODEL_NAMES, Ids, Role
+from skillserve_client.configuration import as_backend_reads_it, read_configuration, served_version
+from skillserve_client.wire import Floats, Progress, ServedModel, collect, cut, encode, require_digest
+
+__all__ = ["DirectInference"]
+
+
+class DirectInference:
+    """Runs graphs with ONNX Runtime as their configuration asks; requests are those that would go over the wire.
+
+    One call runs at a time: a graph uses the cores that its configuration gives it.
+    """
+
+    def __init__(self, repository: Path, roles: Sequence[Role], *, max_request_tokens: int) -> None:
+        """Open the graphs of these roles; raises RepositoryError, and MissingExtraError without ONNX Runtime."""
+        self._max_request_tokens = max_request_tokens
+        self._subject = f"model repository `{repository}`"
+        self._models: dict[Role, tuple[ServedModel, LocalModel]] = {}
+        for role in roles:
+            folder = repository / MODEL_NAMES[role]
+            config = read_configuration(folder)
+            version = served_version(config)
+            model = ServedModel.from_config(
+                role,
+                version=version,
+                parameters={key: value.string_value for key, value in config.parameters.items()},
+                output_dims=config.output[0].dims,
+                max_batch_size=config.max_batch_size,
+            )
+            self._models[role] = model, open_local(folder / version, as_backend_reads_it(config))
+
+    def served(self, role: Role) -> ServedModel:
+        """Describe the model of a role."""
+        return self._models[role][0]
+
+    def infer(
+        self,
+        role: Role,
+        sequences: Sequence[Ids],
+        *,
+        timeout_s: float | None = None,  # noqa: ARG002 - a run of a graph cannot be ended early
+        progress: Progress | None = None,
+        digest: str | None = None,
+    ) -> Floats:
+        """Embeddings `[n, D]` or scores `[n]`, in the order of the sequences; raises RequestRejected or ServerError."""
+        model, graph = self._models[role]
+        require_digest(model, digest, subject=self._subject)
+        if not sequences:
+            return model.no_rows()
+        parts = []
+        for chosen in cut(sequences, model, self._max_request_tokens):
+            part = sequences[chosen]
+            parts.append(collect(graph.answer(encode(part, model)), len(part), model))
+            if progress:
+                progress(len(part))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,0 +1,167 @@
+"""The job `pairs`: given requests with given skills of a catalogue, scored as a search would score them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from skillserve.errors import BundleError, QueryError
+from skillserve.fusion import FirstStageWeights
+from skillserve.records import Pair
+from skillserve.settings import SearchSettings
+from skillserve.skillfile import pair_of
+from skillserve.tensors import Ids, Role
+from skillserve_client.batch.engine import Engine, Inferred, Tokens
+from skillserve_client.batch.inputs import Sources
+from skillserve_client.batch.jobs import Outcome, Refused
+from skillserve_client.bundle import Bundle
+
+__all__ = ["PairsJob", "Prepared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Pairs as both models read them; a request that stands in many of them is read once."""
+
+    pairs: Sequence[Pair]
+    faults: dict[int, str]
+    """Pair → why it cannot be scored."""
+    sound: list[int]
+    """The other pairs."""
+    pieces: list[Sequence[str]]
+    """Each request once, itself and its parts."""
+    request_of: list[int]
+    """Sound pair → its request."""
+    rows: list[int]
+    """Sound pair → row of its skill."""
+    requests: list[list[Ids]]
+    """Of each request what is embedded: itself and its parts."""
+    framed: list[Ids]
+    """Sound pair → what the reranker reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairsJob:
+    """Scores of single pairs. Probabilities are of candidates of a search, so pairs have none."""
+
+    sources: Sources[Pair]
+    bundle: Bundle
+    weights: FirstStageWeights
+    row_of: Mapping[str, int]
+    """Skill → row."""
+    name: Literal["pairs"] = "pairs"
+    dim: None = None
+    shard_rows: int = 4_096
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], bundle: Bundle, settings: SearchSettings) -> PairsJob:
+        """The job for these files; BundleError without a reranker, ConfigError for a weight that it cannot serve."""
+        if bundle.corpus.reranker is None:
+            raise BundleError(
+                f"bundle {bundle.version}",
+                got="no reranker",
+                wanted="one, for it is what scores pairs",
+                fix="Export one and build the bundle again: skillserve export WEIGHTS, skillserve index CATALOGUE",
+            )
+        sources = Sources(paths=paths, parse=pair_of, needed=("query", "skill_id"))
+        row_of = {skill_id: row for row, skill_id in enumerate(bundle.corpus.skills.ids())}
+        return cls(sources, bundle, bundle.corpus.chosen(settings), row_of)
+
+    @property
+    def digests(self) -> Mapping[Role, str]:
+        """Of both models."""
+        return self.bundle.digests
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The bundle and the first stage's weights."""
+        weights = {"lexical_weight": self.weights.lexical, "part_weight": self.weights.parts}
+        return {"bundle": self.bundle.version, **weights}
+
+    def prepare(self, records: Sequence[Pair]) -> Prepared:
+        """Tokenise."""
+        corpus, faults = self.bundle.corpus, {}
+        texts: dict[str, int] = {}
+        taken_apart: list[Sequence[str]] = []
+        requests: list[list[Ids]] = []
+        sides: list[Ids] = []
+        unreadable: dict[str, str] = {}
+        sound: list[int] = []
+        for i, pair in enumerate(records):
+            if pair.skill_id not in self.row_of:
+                faults[i] = f"names the skill `{pair.skill_id}`, which is not in bundle {self.bundle.version}"
+                continue
+            if pair.text not in texts and pair.text not in unreadable:
+                pieces = self.weights.pieces(pair.text)
+                try:
+                    (read,) = corpus.embedder.queries_in_pieces([pieces])
+                except QueryError as error:
+                    unreadable[pair.text] = f"{error.subject}: {error.got}"
+                else:
+                    texts[pair.text] = len(texts)
+                    taken_apart.append(pieces)
+                    requests.append([cut.ids for cut in read])
+                    sides.append(self._side(pair.text))
+            if pair.text in unreadable:
+                faults[i] = unreadable[pair.text]
+            else:
+                sound.append(i)
+        request_of = [texts[records[i].text] for i in sound]
+        rows = [self.row_of[records[i].skill_id] for i in sound]
+        framed = [corpus.pairs(sides[j], [row])[0] for j, row in zip(request_of, rows, strict=True)]
+        return Prepared(records, faults, sound, taken_apart, request_of, rows, requests, framed)
+
+    def score(self, prepared: Prepared, engine: Engine, advance: Tokens) -> list[Outcome]:
+        """Embed each request once, rerank every pair, add up as the cards say."""
+        digests = self.bundle.digests
+        flat = [sequence for of_one in prepared.requests for sequence in of_one]
+        embedded = engine.infer("embedder", flat, digest=digests["embedder"], advance=advance)
+        reranked = engine.infer("reranker", prepared.framed, digest=digests["reranker"], advance=advance)
+        similarities, first = self._first_stage(prepared, embedded)
+        scores = self.bundle.corpus.final_scores(reranked.rows, first)
+        why = _refused_requests(prepared, embedded)
+        outcomes: dict[int, Outcome] = {i: Refused(reason) for i, reason in prepared.faults.items()}
+        for place, i in enumerate(prepared.sound):
+            pair = prepared.pairs[i]
+            reason = why.get(prepared.request_of[place]) or reranked.refused.get(place)
+            outcomes[i] = (
+                Refused(reason)
+                if reason
+                else {
+                    "id": pair.id,
+                    "skill_id": pair.skill_id,
+                    "score": float(scores[place]),
+                    "logit": float(reranked.rows[place]),
+                    "first_stage": float(first[place]),
+                    "similarity": float(similarities[place]),
+                }
+            )
+        return [outcomes[i] for i in range(len(prepared.pairs))]
+
+    def _side(self, text: str) -> Ids:
+        reranker = self.bundle.corpus.reranker
+        if reranker is None:
+            raise ValueError("this bundle has no reranker")
+        return reranker.query(text).ids
+
+    def _first_stage(self, prepared: Prepared, embedded: Inferred) -> tuple[Any, Any]:
+        """Similarity and first-stage score of every sound pair, `[n]` each; one request's pairs at a time."""
+        similarities, first = np.zeros((2, len(prepared.sound)), np.float32)
+        request_of, rows = np.array(prepared.request_of, np.int64), np.array(prepared.rows, np.int64)
+        end = 0
+        for j, (pieces, of_one) in enumerate(zip(prepared.pieces, prepared.requests, strict=True)):
+            start, end = end, end + len(of_one)
+            near, scored = self.bundle.corpus.first_stage(embedded.rows[start:end], pieces, self.weights)
+            own = np.flatnonzero(request_of == j)
+            similarities[own], first[own] = near[rows[own]], scored[rows[own]]
+        return similarities, first
+
+
+def _refused_requests(prepared: Prepared, embedded: Inferred) -> dict[int, str]:
+    """Request → why its embedding, or that of a part, was refused."""
+    owner = [j for j, of_one in enumerate(prepared.requests) for _ in of_one]
+    return {owner[at]: f"embedder: {why}" for at, why in embedded.refused.items()}

@@ -95,7 +95,7 @@ class Corpus:
         return found
 
     def first_stage(self, embedded: Floats, pieces: Sequence[str], weights: FirstStageWeights) -> tuple[Floats, Floats]:
-        """Of a request, in the weights' pieces and embedded, and every skill, `[N]` each: similarity, first-stage score."""
+        """Similarity and first-stage score of every skill, `[N]` each, for a request in pieces and embedded."""
         similarities = self.index.similarities(embedded)
         words = None
         if self.lexical and weights.lexical:

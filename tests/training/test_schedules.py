@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -46,13 +47,19 @@ def test_a_seed_draws_the_same_order_again(texts: EmbedderTexts) -> None:
     assert first == again != other
 
 
-def test_a_few_parts_of_each_request_are_drawn_anew_in_every_pass(texts: EmbedderTexts) -> None:
-    rows, _ = schedule_of_pairs(texts, [], TrainSettings(epochs=2, batch_size=10, num_parts=3))
+@pytest.mark.parametrize("most", [1, 3, 4])
+def test_parts_are_spread_over_a_request(texts: EmbedderTexts, most: int) -> None:
+    """So that of ten neighbours four leave no gap of more than two between them."""
+    rows, _ = schedule_of_pairs(texts, [], TrainSettings(batch_size=10, num_parts=most))
     for row in rows:
-        assert len(set(row.parts)) == min(row.request, 3)
-        assert set(row.parts) <= set(range(row.request))
-    of_last = [row.parts for row in rows if row.request == 9]
-    assert of_last[0] != of_last[1]
+        num = len(texts.parts[row.request])
+        assert len(row.parts) == min(num, most)
+        if num <= most:
+            assert row.parts == tuple(range(num))
+        elif most > 1:
+            assert (row.parts[0], row.parts[-1]) == (0, num - 1)
+            gaps = [after - before for before, after in pairwise(row.parts)]
+            assert max(gaps) - min(gaps) <= 1
 
 
 def test_mined_negatives_go_with_their_request_only(texts: EmbedderTexts) -> None:

@@ -135,7 +135,16 @@ def schedule_of_pairs(
         for request, document in drawn[: per_pass // size * size]:
             wrong = negatives[request] if request < len(negatives) else ()
             chosen = draw.sample(wrong, min(settings.num_negatives, len(wrong)))
-            num_parts = len(texts.parts[request])
-            parts = draw.sample(range(num_parts), min(settings.num_parts, num_parts))
-            rows.append(Pair(request, document, tuple(chosen), tuple(parts)))
+            rows.append(Pair(request, document, tuple(chosen), _spread(len(texts.parts[request]), settings.num_parts)))
     return rows[: steps * size], steps
+
+
+def _spread(num: int, most: int) -> tuple[int, ...]:
+    """At most so many of `num` parts, evenly spread with the first and the last.
+
+    Neighbours share sentences, so few parts read all of a request. Drawn at random they would often miss the part that
+    a skill fits, and the best of the others would be taught as the right one.
+    """
+    if num <= most:
+        return tuple(range(num))
+    return tuple(round(i * (num - 1) / max(most - 1, 1)) for i in range(most))

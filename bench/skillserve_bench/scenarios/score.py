@@ -110,8 +110,8 @@ def _kills(
     if not num_kills:
         return [], None
     num_rows = len(read_skills(catalogue))
-    # Two shards for each kill, so that the work does not end before them.
-    shard_rows = max(1, num_rows // (2 * num_kills))
+    # Four shards for each kill, more than it lets pass, so that the work does not end before the kills.
+    shard_rows = max(1, num_rows // (4 * num_kills))
 
     def command(out: Path) -> list[str]:
         return [
@@ -120,14 +120,14 @@ def _kills(
         ]
 
     quiet, killed = scratch / "quiet", scratch / "killed"
-    begin = time.perf_counter()
-    finish(command(quiet))
-    pause_s = 2 * (time.perf_counter() - begin) * shard_rows / num_rows
-    rng, kills = random.Random(seed), []  # noqa: S311 - moments, not cryptography
+    undisturbed = finish(command(quiet))
+    pause_s = undisturbed["seconds"] / max(1, undisturbed["num_shards"])
+    rng = random.Random(seed)  # noqa: S311 - moments, not cryptography
+    kills: list[Kill] = []
     with progress("kills", num_kills) as bar:
         while len(kills) < num_kills:
             kill = kill_once(command(killed), killed, pause_s=pause_s, rng=rng)
-            if kill.ended:
+            if kill.ended:  # the table then says how many there were
                 break
             kills.append(kill)
             bar.advance()

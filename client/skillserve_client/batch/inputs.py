@@ -71,27 +71,27 @@ class Sources(Generic[R]):
         row = 0
         with closing(_SeenIds()) as seen:
             for path in self.paths:
-                for where, found in self._rows(path):
-                    reason = found if isinstance(found, str) else _fault_of_id(found, seen, where)
-                    known = None if isinstance(found, str) or found.id is None else mend(found.id)
-                    if reason is not None or isinstance(found, str):
-                        reason = _short(reason or "")
-                        yield Reject(row=row, source=str(path), where=where, id=known, reason=reason)
+                for where, named, found in self._rows(path):
+                    fault = found if isinstance(found, str) else _fault_of_id(found, seen, where)
+                    if isinstance(found, str) or fault is not None:
+                        known = None if named is None else _short(named)
+                        yield Reject(row=row, source=str(path), where=where, id=known, reason=_short(fault or ""))
                     else:
                         yield Item(row=row, source=str(path), where=where, record=found)
                     row += 1
 
-    def _rows(self, path: Path) -> Iterator[tuple[str, R | str]]:
-        """Where, and the record or what is wrong."""
+    def _rows(self, path: Path) -> Iterator[tuple[str, str | None, R | str]]:
+        """Where, the id if there is one, and the record or what is wrong."""
         faults = _Pending(path)
         for where, row in read_rows(path, faults, tree_of_skill_md=self.tree_of_skill_md):
-            yield from faults.drain()  # of the rows before this one
+            yield from faults.of_lines()  # before this one
             record = self.parse(where, row, faults)
             if record is None:
-                yield where, "; ".join(what for _, what in faults.drain())
+                named = row.get("id")
+                yield where, None if named is None else str(named), "; ".join(what for _, what in faults.drain())
             else:
-                yield where, record
-        yield from faults.drain()
+                yield where, record.id, record
+        yield from faults.of_lines()
 
 
 @dataclass
@@ -107,6 +107,11 @@ class _Pending(Faults):
         """Those since the last time."""
         drained, self.pending = self.pending, []
         return drained
+
+    def of_lines(self) -> Iterator[tuple[str, None, str]]:
+        """The same, of lines that are no rows."""
+        for where, what in self.drain():
+            yield where, None, what
 
 
 class _SeenIds:

@@ -78,16 +78,18 @@ def _score(folder: Path, card: ModelCard) -> LateScore:
     facts = _facts(folder)
     with safe_open(folder / "model.safetensors", framework="pt") as tensors:
         weights = tensors.get_tensor(_WEIGHTS).float() if _WEIGHTS in tensors.keys() else None  # noqa: SIM118 -- no mapping
-    lacking = [f"no {name} in config.json" for name in _SCORE if name not in facts]
+    faults = [f"no {name} in config.json" for name in _SCORE if name not in facts]
     if weights is None:
-        lacking.append(f"no `{_WEIGHTS}`")
+        faults.append(f"no `{_WEIGHTS}`")
     elif weights.shape != (card.vocab_size,):
-        lacking.append(f"`{_WEIGHTS}` of shape {tuple(weights.shape)}")
-    if lacking or weights is None:
+        faults.append(f"`{_WEIGHTS}` of shape {tuple(weights.shape)}")
+    elif not bool((weights >= 0).all()):
+        faults.append(f"`{_WEIGHTS}` that are below 0, or no numbers")
+    if faults or weights is None:
         raise CardError(
             f"weights in `{folder}`",
-            got=", ".join(lacking),
-            wanted=f"window and scale, and `{_WEIGHTS}` [{card.vocab_size}], as the card's family asks for",
+            got=", ".join(faults),
+            wanted=f"window, scale, and `{_WEIGHTS}` [{card.vocab_size}] of at least 0, as the card's family asks for",
             fix="Train the model again: skillserve train reranker",
         )
     [opening] = token_ids(folder, OPENING)

@@ -59,7 +59,7 @@ def test_the_best_stretch_is_the_best_of_all(rows: list[list[tuple[float, float]
 
 
 def test_tokens_of_many_skills_weigh_little_and_marks_nothing() -> None:
-    weights = rarity([[5, 6, 6], [5, 7], [5, 8]], 10, marks=(1, 2))
+    weights = rarity([np.array(skill, np.int32) for skill in ([5, 6, 6], [5, 7], [5, 8])], 10, marks=(1, 2))
     assert weights[1] == weights[2] == 0
     assert weights[5] < weights[6] == weights[7] == weights[8] < weights[9]
     assert weights[6] == pytest.approx(math.log(4 / 1.5))

@@ -17,11 +17,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BertConfig, BertModel, BertPreTrainedModel
+
+from skillserve.tensors import Ids
 
 __all__ = ["LateBertConfig", "LateBertModel", "best_stretch", "rarity"]
 
@@ -65,7 +68,8 @@ class LateBertModel(BertPreTrainedModel):  # type: ignore[misc]
         cosines_BQK = states_UQH[places] @ states_BKH.transpose(1, 2)
         nearest_BQ = cosines_BQK.float().masked_fill((weights_BK <= 0)[:, None], -1.0).amax(-1)
         lens_B = torch.tensor([len(request) for request in requests], device=nearest_BQ.device)
-        return self.config.scale * best_stretch(nearest_BQ, weights_UQ[places], lens_B, self.config.window)
+        scores: Tensor = self.config.scale * best_stretch(nearest_BQ, weights_UQ[places], lens_B, self.config.window)
+        return scores
 
     def _read(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Unit states of all tokens, and their weights, which are 0 on padding."""
@@ -85,14 +89,15 @@ def best_stretch(nearest: Tensor, weights: Tensor, lens: Tensor, window: int) ->
     total, weight = running[..., window:] - running[..., :-window]
     start_Q = torch.arange(total.shape[1], device=total.device)
     inside_BQ = start_Q <= (lens - window).clamp(min=0)[:, None]
-    return (total / weight.clamp(min=_LEAST_SUM)).masked_fill(~inside_BQ, -torch.inf).amax(1)
+    best: Tensor = (total / weight.clamp(min=_LEAST_SUM)).masked_fill(~inside_BQ, -torch.inf).amax(1)
+    return best
 
 
-def rarity(skills: Sequence[Sequence[int]], vocab_size: int, marks: Sequence[int]) -> Tensor:
+def rarity(skills: Sequence[Ids], vocab_size: int, marks: Sequence[int]) -> Tensor:
     """A weight for each token id, `[vocab_size]`: the logarithm of how few skills hold it; `marks` weigh nothing."""
     holders = torch.zeros(vocab_size)
     for skill in skills:
-        holders[torch.as_tensor(skill, dtype=torch.int64).unique()] += 1
+        holders[torch.from_numpy(np.unique(skill)).long()] += 1
     weights = torch.log((len(skills) + 1) / (holders + 0.5)).clamp(min=_LEAST_WEIGHT)
     weights[list(marks)] = 0
     return weights

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from skillserve.errors import BundleError, RepositoryError, RequestRejected
 from skillserve.tensors import (
+    BUCKETS_PARAMETER,
     DIGEST_PARAMETER,
     GRAPH_DIGEST_PARAMETER,
     INPUT_IDS,
@@ -74,6 +75,9 @@ class ServedModel:
     graph_digest: str = ""
     """Of the graph's files; empty if the configuration does not say, like the next."""
     precision: str = ""
+    buckets: tuple[int, ...] = ()
+    """Lengths, ascending, that rows of a padded request are filled up to, so that the server can join it with others;
+    empty: each to its longest sequence."""
 
     @classmethod
     def from_config(
@@ -107,6 +111,15 @@ class ServedModel:
                 )
             return None if text is None else int(text)
 
+        buckets = parameters.get(BUCKETS_PARAMETER, "")
+        ends = tuple(int(end) for end in buckets.split(",") if end.isdecimal())
+        if ",".join(map(str, sorted(set(ends)))) != buckets or 0 in ends:
+            raise RepositoryError(
+                f"model `{name}` on the server",
+                got=f"{BUCKETS_PARAMETER}={buckets!r}",
+                wanted="ascending lengths, as 32,96,256",
+                fix="Serve a repository that was written by `skillserve export`.",
+            )
         return cls(
             role=role,
             name=name,
@@ -120,7 +133,12 @@ class ServedModel:
             max_batch_size=max(max_batch_size, 1),
             graph_digest=parameters.get(GRAPH_DIGEST_PARAMETER, ""),
             precision=parameters.get(PRECISION_PARAMETER, ""),
+            buckets=ends,
         )
+
+    def width(self, longest: int) -> int:
+        """How long the rows of a padded request are whose longest sequence has so many tokens."""
+        return next((end for end in self.buckets if end >= longest), longest)
 
     def no_rows(self) -> Floats:
         """The answer to no sequences: `[0, D]` or `[0]`."""
@@ -225,7 +243,8 @@ def cut(sequences: Sequence[Ids], model: ServedModel, max_request_tokens: int) -
     budget = max_request_tokens if server is None else min(max_request_tokens, server)
     if model.layout == "packed":
         return list(token_budget_batches(lens, max_tokens=budget))
-    return list(_rectangles(lens, max_tokens=budget, max_rows=model.max_batch_size))
+    widths = [model.width(length) for length in lens]
+    return list(_rectangles(widths, max_tokens=budget, max_rows=model.max_batch_size))
 
 
 def encode(sequences: Sequence[Ids], model: ServedModel) -> dict[str, npt.NDArray[np.int32]]:
@@ -234,7 +253,7 @@ def encode(sequences: Sequence[Ids], model: ServedModel) -> dict[str, npt.NDArra
         packed = pack(sequences)
         return {INPUT_IDS: packed.input_ids, SEQ_LENS: packed.seq_lens}
     lens = np.fromiter(map(len, sequences), np.int64, len(sequences))
-    mask = np.arange(lens.max())[None, :] < lens[:, None]
+    mask = np.arange(model.width(int(lens.max())))[None, :] < lens[:, None]
     input_ids_BL = np.zeros(mask.shape, np.int32)
     input_ids_BL[mask] = np.concatenate(sequences)
     return {INPUT_IDS: input_ids_BL, ATTENTION_MASK: mask.astype(np.int32)}

@@ -62,6 +62,11 @@ COMMANDS: dict[str, Command] = {
         "export",
         "Check an exported graph, or what a server answers, against the weights; write no more than a gate's report.",
     ),
+    "plan": Command(
+        "skillserve_export.plan.cli:plan",
+        None,
+        "Build the TensorRT plan of an exported model, on the GPU that will run it.",
+    ),
     "serve": Command("skillserve_serving.cli:serve", "serving", "Run a model repository on Triton until stopped."),
     "index": Command(
         "skillserve_client.cli:index", "client", "Build a bundle from a catalogue through a running server."

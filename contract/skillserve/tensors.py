@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 __all__ = [
     "ATTENTION_MASK",
+    "BUCKETS_PARAMETER",
     "DIGEST_PARAMETER",
     "GRAPH_DIGEST_PARAMETER",
     "INPUT_IDS",
@@ -40,6 +41,7 @@ __all__ = [
     "Packed",
     "Precision",
     "Role",
+    "Runtime",
     "pack",
     "token_budget_batches",
 ]
@@ -50,6 +52,8 @@ Layout = Literal["packed", "padded"]
 for TensorRT plans, and as the conventional deployment that we measure against."""
 Precision = Literal["fp32", "bf16", "fp16", "int8", "w8", "w4"]
 """In which numbers a graph computes, or for `w8` and `w4` only stores its weights. Outputs are float32 always."""
+Runtime = Literal["onnxruntime", "onnxruntime-tensorrt", "tensorrt"]
+"""What executes a graph in the server: ONNX Runtime, its TensorRT provider, or TensorRT itself by a plan."""
 Ids = npt.NDArray[np.int32]
 """Token ids of one sequence, `[L]`."""
 
@@ -70,6 +74,8 @@ LAYOUT_PARAMETER = "skillserve_layout"
 PRECISION_PARAMETER = "skillserve_precision"
 VOCAB_SIZE_PARAMETER = "skillserve_vocab_size"
 MAX_SEQUENCE_TOKENS_PARAMETER = "skillserve_max_sequence_tokens"
+BUCKETS_PARAMETER = "skillserve_length_buckets"
+"""Lengths that clients fill rows up to, as `32,96,256`, so that the server finds requests of equal shape to join."""
 MAX_TOKENS_PARAMETER = "skillserve_max_request_tokens"
 """Most tokens one request may carry: memory is bounded by this, `max_batch_size` only counts requests."""
 

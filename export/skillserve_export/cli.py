@@ -18,6 +18,7 @@ from skillserve.settings import Settings
 from skillserve_export.gate import RankGate, Tell, judge_server
 from skillserve_export.gate_report import report_of
 from skillserve_export.parity import Check, require
+from skillserve_export.profiles import Profiles
 from skillserve_export.repository import NUM_STEPS, export_model, verify_model
 from skillserve_export.verdict import Verdict
 
@@ -81,8 +82,11 @@ def export(
         exported = export_model(
             weights, settings.export, data=data, layout=layout, gate=ranks, advance=lambda note: bar.advance(note=note)
         )
-    _show(exported.card, exported.folder, exported.checks, exported.verdict, as_json=as_json)
-    talk(f"Wrote {exported.folder}. Serve it: skillserve serve --repository {settings.export.repository}")
+    _show(exported.card, exported.folder, exported.checks, exported.verdict, exported.profiles, as_json=as_json)
+    if settings.export.runtime == "tensorrt":
+        talk(f"Wrote {exported.folder}. Build its plan, in NVIDIA's container: skillserve plan {exported.folder}")
+    else:
+        talk(f"Wrote {exported.folder}. Serve it: skillserve serve --repository {settings.export.repository}")
 
 
 @with_settings(
@@ -162,22 +166,48 @@ def _judged(
 
 
 def _show(
-    card: ModelCard, folder: Path | None, checks: Sequence[Check], verdict: Verdict | None, *, as_json: bool
+    card: ModelCard,
+    folder: Path | None,
+    checks: Sequence[Check],
+    verdict: Verdict | None,
+    profiles: Profiles | None = None,
+    *,
+    as_json: bool,
 ) -> None:
     if as_json:
-        print_json(_findings(card, folder, checks, verdict))
+        print_json(_findings(card, folder, checks, verdict, profiles))
         return
     table = Table("check", "passed", "detail", title=f"{card.name} ({card.short_digest})")
     for check in (*checks, *(() if verdict is None else verdict.checks)):
         table.add_row(check.name, "yes" if check.passed else "NO", check.detail)
     out.print(table)
+    if profiles is not None:
+        out.print(_buckets(profiles))
     if verdict is not None:
         talk(f"Report: {verdict.folder}")
 
 
-def _findings(card: ModelCard, folder: Path | None, checks: Sequence[Check], verdict: Verdict | None) -> dict[str, Any]:
+def _findings(
+    card: ModelCard,
+    folder: Path | None,
+    checks: Sequence[Check],
+    verdict: Verdict | None,
+    profiles: Profiles | None = None,
+) -> dict[str, Any]:
     result: dict[str, Any] = {"folder": None if folder is None else str(folder), "digest": card.digest}
     result["checks"] = [check.to_dict() for check in (*checks, *(() if verdict is None else verdict.checks))]
+    if profiles is not None:
+        result["profiles"] = profiles.model_dump(mode="json")
     if verdict is not None:
         result["gate"] = {"report": str(verdict.folder)} | report_of(verdict)
     return result
+
+
+def _buckets(profiles: Profiles) -> Table:
+    """What each number of buckets costs, so that it is seen why this one was taken."""
+    table = Table("buckets", "chosen", "padding waste", "ends", title=f"{profiles.source}: length buckets")
+    for choice in profiles.choices:
+        ends = ", ".join(map(str, choice.ends))
+        chosen = "yes" if choice.ends == profiles.ends else ""
+        table.add_row(str(len(choice.ends)), chosen, f"{100 * choice.padding_waste:.1f} %", ends)
+    return table

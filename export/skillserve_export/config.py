@@ -1,6 +1,7 @@
 """`config.pbtxt` of a served model, built as Triton's own protobuf message and never as a string.
 
-The same file is read by the C++ ONNX Runtime backend of a production server and by our Python-based backend.
+The same file is read by the C++ ONNX Runtime backend of a production server and by our Python-based backend; what is
+different for TensorRT stands in `tensorrt_config`.
 """
 
 from __future__ import annotations
@@ -39,13 +40,15 @@ from skillserve.tensors import (
     Layout,
     Precision,
 )
+from skillserve_export.profiles import Profiles
+from skillserve_export.record import GRAPH_FILE
+from skillserve_export.tensorrt_config import for_plan, for_provider
 
-__all__ = ["BACKEND", "GRAPH_FILE", "WARMUP_FOLDER", "Stamp", "model_config", "to_pbtxt"]
+__all__ = ["BACKEND", "WARMUP_FOLDER", "Stamp", "model_config", "to_pbtxt"]
 
 ATTENTION_CORE_PARAMETER = "skillserve_attention_core"
 BACKEND = "onnxruntime"
 WARMUP_FOLDER = "warmup"
-GRAPH_FILE = "model.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,10 @@ class Stamp:
     """Of its files, see `skillserve.graph_file`; the backend compares what it is about to load."""
 
 
-def model_config(card: ModelCard, settings: ExportSettings, stamp: Stamp, probe: Probe) -> Any:
-    """The ModelConfig message of one model; `probe` is also its warm-up."""
+def model_config(
+    card: ModelCard, settings: ExportSettings, stamp: Stamp, probe: Probe, profiles: Profiles | None = None
+) -> Any:
+    """The ModelConfig message of one model; `probe` is also its warm-up, `profiles` are for TensorRT."""
     config = ModelConfig(
         name=MODEL_NAMES[card.role],
         backend=BACKEND,
@@ -89,6 +94,10 @@ def model_config(card: ModelCard, settings: ExportSettings, stamp: Stamp, probe:
     _warmup(config, stamp.layout, probe)
     for name, value in _parameters(card, settings, stamp).items():
         config.parameters[name].string_value = value
+    if profiles is not None and settings.runtime == "tensorrt":
+        for_plan(config, profiles)
+    elif profiles is not None:
+        for_provider(config, profiles, settings.engine_cache / stamp.graph_digest[:16])
     return config
 
 

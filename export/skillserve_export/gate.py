@@ -38,9 +38,9 @@ from skillserve_export.scorers import GraphScorer, StockScorer
 from skillserve_export.stock import StockGraph
 from skillserve_export.verdict import Verdict
 
-__all__ = ["RankGate", "Tell", "judge_ranks", "judge_server", "judged_data"]
+__all__ = ["SAMPLE", "RankGate", "Tell", "judge_ranks", "judge_server", "judged_data"]
 
-_SAMPLE = Path("examples/sample")
+SAMPLE = Path("examples/sample")
 """In a clone."""
 
 Tell = Callable[[str], None]
@@ -89,11 +89,11 @@ def judged_data(data: Path | None, precision: Precision) -> Path | None:
     """
     if data is not None or precision == "fp32":
         return data
-    if _SAMPLE.is_dir():
-        return _SAMPLE
+    if SAMPLE.is_dir():
+        return SAMPLE
     raise UsageError(
         f"rank gate of precision `{precision}`",
-        got=f"no --data, and no `{_SAMPLE}` here",
+        got=f"no --data, and no `{SAMPLE}` here",
         wanted="judged requests: what rounding costs is seen in their rankings",
         fix="Name them: --data FOLDER, in SkillRet's layout.",
     )

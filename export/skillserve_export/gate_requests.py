@@ -27,6 +27,7 @@ from skillserve.runs import open_run
 from skillserve.scoring import Rows
 from skillserve.settings import ExportSettings, Settings
 from skillserve.tensors import MODEL_NAMES, Ids
+from skillserve_export.opened import open_recorded
 from skillserve_export.record import EXPORT_FILE, read_record
 from skillserve_export.sample import load_sample, spread
 
@@ -185,7 +186,7 @@ def _first_stage(collection: Collection, settings: ExportSettings, run: Path | N
         )
     card, record = read_card(folder), read_record(folder)
     requests = _searches(card, Tokenizer.from_file(str(folder / "tokenizer.json")), collection, "")
-    rows = record.open(folder, card, settings).score(requests.sequences)
+    rows = open_recorded(record, folder, card, settings).score(requests.sequences)
     return _best(requests, rows, depth), f"the first {depth} of {card.name} ({card.short_digest})"
 
 

@@ -1,29 +1,24 @@
-"""`export.json`: how a model folder was made; a folder that is no longer what it says is not opened."""
+"""`export.json`: how a model folder was made; a folder that is no longer what it says is not opened.
+
+Read where a plan is built, too, so it needs no package but pydantic.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
-from onnx import checker
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from skillserve.card import ModelCard
 from skillserve.errors import RepositoryError
-from skillserve.graph_file import CONTRIBUTED, GraphFile, check_graph
 from skillserve.publish import sha256_of
-from skillserve.settings import ExportSettings
-from skillserve.tensors import Layout, Precision
-from skillserve_export.config import GRAPH_FILE
-from skillserve_export.precision import require_runnable
-from skillserve_export.scorers import GraphScorer
-from skillserve_export.served import PackedGraph, PaddedGraph
+from skillserve.tensors import Layout, Precision, Runtime
 
-__all__ = ["EXPORT_FILE", "GRAPHS", "ExportRecord", "check_servable", "digests", "read_record"]
+__all__ = ["EXPORT_FILE", "GRAPH_FILE", "PLAN_FILE", "ExportRecord", "digests", "read_record"]
 
 EXPORT_FILE = "export.json"
-
-GRAPHS: dict[Layout, type[PackedGraph | PaddedGraph]] = {"packed": PackedGraph, "padded": PaddedGraph}
+GRAPH_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
 
 
 class ExportRecord(BaseModel):
@@ -36,25 +31,10 @@ class ExportRecord(BaseModel):
     layout: Layout
     attention_core: str | None
     precision: Precision
+    runtime: Runtime = "onnxruntime"
     files: dict[str, str]
     checks: list[dict[str, Any]]
     versions: dict[str, str]
-
-    def open(self, folder: Path, card: ModelCard, settings: ExportSettings) -> GraphScorer:
-        """The graph of the folder that this record describes, on the device of the settings.
-
-        Raises RepositoryError for one that is not sound, UsageError for one that the device cannot run.
-        """
-        require_runnable(self.precision, settings.device)
-        path = folder / str(settings.version) / GRAPH_FILE
-        checked = check_servable(path, self.precision, settings)
-        return GraphScorer(
-            graph=GRAPHS[self.layout](path, settings.device),
-            card=card,
-            layout=self.layout,
-            precision=self.precision,
-            graph_digest=checked.digest(),
-        )
 
 
 def read_record(folder: Path) -> ExportRecord:
@@ -84,9 +64,3 @@ def digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file but the record, by its path inside the folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / EXPORT_FILE)
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
-
-
-def check_servable(path: Path, precision: Precision, settings: ExportSettings) -> GraphFile:
-    """Check a graph file as what may be served in this precision; raises RepositoryError."""
-    allowed = CONTRIBUTED[precision]
-    return check_graph(path, contributed=allowed, max_gib=settings.max_graph_gib, checker=checker.check_model)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,18 +40,23 @@ from skillserve.tensors import (
     Precision,
     pack,
 )
-from skillserve_export.config import GRAPH_FILE, WARMUP_FOLDER, Stamp, model_config, to_pbtxt
+from skillserve_export.config import WARMUP_FOLDER, Stamp, model_config, to_pbtxt
 from skillserve_export.families import family_of
 from skillserve_export.files import move_graph
 from skillserve_export.gate import RankGate, judged_data
 from skillserve_export.graph import export_packed, export_padded, export_stock
 from skillserve_export.late_stock import open_stock
+from skillserve_export.opened import GRAPHS, check_servable, open_recorded
 from skillserve_export.parity import Check, check_parity, require
 from skillserve_export.precision import lower, require_runnable
-from skillserve_export.record import EXPORT_FILE, GRAPHS, ExportRecord, check_servable, digests, read_record
+from skillserve_export.profiles import PROFILES_FILE, Profiles
+from skillserve_export.record import EXPORT_FILE, GRAPH_FILE, ExportRecord, digests, read_record
+from skillserve_export.running_sums import sums_as_products
 from skillserve_export.sample import ParitySample, load_sample
 from skillserve_export.scorers import GraphScorer
 from skillserve_export.served import ServedGraph
+from skillserve_export.tensorrt_config import mask_file
+from skillserve_export.tensorrt_profiles import profiles_for, require_tensorrt
 from skillserve_export.verdict import Verdict
 
 __all__ = ["NUM_STEPS", "Exported", "export_model", "verify_model"]
@@ -82,6 +88,8 @@ class Exported:
     checks: list[Check]
     verdict: Verdict | None = None
     """The rank gate's, where it was asked or had to be."""
+    profiles: Profiles | None = None
+    """Of an export for TensorRT."""
 
 
 def export_model(
@@ -99,19 +107,16 @@ def export_model(
     is not.
     """
     precision = settings.precision
+    require_tensorrt(settings, layout)
     require_runnable(precision, settings.device)
     gate = _required(gate, settings, data, precision)
     card = read_card(weights, verify_weights=True)
-    family = family_of(card)
+    profiles = profiles_for(card, weights, settings, data)
     with tempfile.TemporaryDirectory(prefix="skillserve-export-") as scratch_name:
         scratch = Path(scratch_name)
-        model = family.load(weights, card)
+        model = family_of(card).load(weights, card)
         advance(f"exporting the {layout} graph")
-        if layout == "packed":
-            module = family.packed(model, card, weights, settings.max_request_tokens)
-            export_packed(module, card, settings.attention_core, scratch / GRAPH_FILE)
-        else:
-            export_padded(family.padded(model, card, weights), card, scratch / GRAPH_FILE)
+        _export_graph(model, card, weights, settings, layout, scratch / GRAPH_FILE)
         if precision != "fp32":
             advance(f"rewriting it in {precision}")
             words = load_sample(card, weights, None)
@@ -139,12 +144,14 @@ def export_model(
             stamp = Stamp(layout=layout, precision=precision, graph_digest=checked.digest())
             for name in (CARD_FILE, "tokenizer.json"):
                 shutil.copyfile(weights / name, draft / name)
-            (draft / "config.pbtxt").write_text(to_pbtxt(model_config(card, settings, stamp, probe)))
+            (draft / "config.pbtxt").write_text(to_pbtxt(model_config(card, settings, stamp, probe, profiles)))
             (draft / PROBE_FILE).write_text(probe.model_dump_json(indent=1) + "\n")
-            _write_warmup(draft / WARMUP_FOLDER, probe)
+            _write_warmup(draft / WARMUP_FOLDER, probe, profiles)
+            if profiles is not None:
+                (draft / PROFILES_FILE).write_text(profiles.model_dump_json(indent=1) + "\n")
             record = _record(settings, stamp, draft, checks)
             (draft / EXPORT_FILE).write_text(record.model_dump_json(indent=1) + "\n")
-    return Exported(card, folder, checks, verdict)
+    return Exported(card, folder, checks, verdict, profiles)
 
 
 def verify_model(
@@ -176,7 +183,7 @@ def verify_model(
         export_stock(family_of(card).load(weights, card), card, reference)
         advance("checking parity")
         sample = load_sample(card, weights, data)
-        candidate = record.open(folder, card, settings)
+        candidate = open_recorded(record, folder, card, settings)
         stock = open_stock(reference, card, weights)
         checks = check_parity(
             candidate.graph, stock, card, sample, lambda: advance("checking parity"), precision=record.precision
@@ -185,6 +192,20 @@ def verify_model(
         if gate is not None and all(check.passed for check in checks):
             verdict = gate.judge(card, weights, candidate, stock)
     return Exported(card, folder, checks, verdict)
+
+
+def _export_graph(
+    model: Any, card: ModelCard, weights: Path, settings: ExportSettings, layout: Layout, output: Path
+) -> None:
+    """The float32 graph of a layout, as its runtime takes it."""
+    family = family_of(card)
+    if layout == "packed":
+        module = family.packed(model, card, weights, settings.max_request_tokens)
+        export_packed(module, card, settings.attention_core, output)
+    else:
+        export_padded(family.padded(model, card, weights), card, output)
+    if settings.runtime != "onnxruntime":
+        sums_as_products(output)
 
 
 def _required(
@@ -217,9 +238,10 @@ def _probe(card: ModelCard, graph: ServedGraph, sample: ParitySample, precision:
     )
 
 
-def _write_warmup(folder: Path, probe: Probe) -> None:
+def _write_warmup(folder: Path, probe: Probe, profiles: Profiles | None) -> None:
     folder.mkdir()
     tensors = {INPUT_IDS: probe.input_ids, SEQ_LENS: probe.seq_lens, ATTENTION_MASK: (1,) * len(probe.input_ids)}
+    tensors |= {mask_file(end): (1,) * end for end in (() if profiles is None else profiles.ends)}
     for name, values in tensors.items():
         (folder / name).write_bytes(np.asarray(values, np.int32).tobytes())
 
@@ -231,6 +253,7 @@ def _record(settings: ExportSettings, stamp: Stamp, folder: Path, checks: list[C
         layout=stamp.layout,
         attention_core=settings.attention_core if stamp.layout == "packed" else None,
         precision=stamp.precision,
+        runtime=settings.runtime,
         files=digests(folder),
         checks=[check.to_dict() for check in checks],
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},

@@ -11,6 +11,7 @@ from skillserve.card import ModelCard, read_card
 from skillserve.errors import RepositoryError
 from skillserve.graph_file import check_graph, digest_of_files
 from skillserve.probe import Probe, read_probe
+from skillserve.publish import sha256_of
 
 __all__ = ["ServedModel", "read_model", "read_repository"]
 
@@ -20,7 +21,8 @@ EXPORT_FILE = "export.json"
 _COMMENT = re.compile(r"#.*")
 _VERSIONS = re.compile(r"specific\s*:?\s*\{\s*versions\s*:\s*(\[[\d\s,]*\]|\d+)")
 _FILENAME = re.compile(r'default_model_filename\s*:\s*"([^"]+)"')
-_TENSORRT = re.compile(r'"tensorrt(_plan)?"')
+_PLAN = re.compile(r'(?:platform\s*:\s*"tensorrt_plan"|backend\s*:\s*"tensorrt")')
+"""Not the accelerator of that name, which ONNX Runtime has for graphs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +87,9 @@ def _read_model(folder: Path, max_graph_gib: float | None) -> ServedModel:
             wanted="version_policy { specific { versions: … } }: any other serves whatever folder appears",
             fix="Export the model again: skillserve export WEIGHTS",
         )
+    is_plan = _PLAN.search(config) is not None
     named = _FILENAME.search(config)
-    filename = named[1] if named else "model.plan" if _TENSORRT.search(config) else "model.onnx"
+    filename = named[1] if named else "model.plan" if is_plan else "model.onnx"
     for version in versions:
         graph = folder / str(version) / filename
         if not graph.exists() or graph.stat().st_size == 0:
@@ -94,7 +97,9 @@ def _read_model(folder: Path, max_graph_gib: float | None) -> ServedModel:
                 f"model folder `{folder}`",
                 got=f"a {CONFIG_FILE} but no {version}/{filename}",
                 wanted="the graph beside its configuration",
-                fix="Export the model: skillserve export WEIGHTS",
+                fix=f"Build the plan where the GPU is: skillserve plan {folder}"
+                if is_plan
+                else "Export the model: skillserve export WEIGHTS",
             )
     model = ServedModel(
         name=folder.name,
@@ -103,19 +108,32 @@ def _read_model(folder: Path, max_graph_gib: float | None) -> ServedModel:
         card=read_card(folder),
         probe=read_probe(folder),
     )
-    if not _TENSORRT.search(config):  # a plan is TensorRT's own format
-        for version in versions:
-            digest = _graph_digest(folder, version)
-            check_graph(folder / str(version) / filename, digest=digest, max_gib=max_graph_gib)
+    for version in versions:
+        graph, files = folder / str(version) / filename, _recorded(folder, version)
+        if is_plan:  # TensorRT's own format: nobody else can look into it
+            _require_plan(graph, files.get(filename))
+        else:
+            check_graph(graph, digest=digest_of_files(files) if files else None, max_gib=max_graph_gib)
     return model
 
 
-def _graph_digest(folder: Path, version: int) -> str | None:
-    """The graph digest of a version by the export's record; None for a folder without one, or without this version."""
+def _require_plan(plan: Path, sha256: str | None) -> None:
+    found = sha256_of(plan)
+    if sha256 is not None and found != sha256:
+        raise RepositoryError(
+            f"plan `{plan}`",
+            got=f"content with the SHA-256 {found[:12]}",
+            wanted=f"{sha256[:12]}, as it was built",
+            fix=f"Do not serve it. Build it again: skillserve plan {plan.parent.parent}",
+        )
+
+
+def _recorded(folder: Path, version: int) -> dict[str, str]:
+    """The SHA-256 of a version's files by the export's record; empty where it, or the version, is missing."""
     try:
         record = (folder / EXPORT_FILE).read_bytes()
     except FileNotFoundError:
-        return None
+        return {}
     prefix = f"{version}/"
     try:
         files = {str(name): str(found) for name, found in json.loads(record)["files"].items()}
@@ -126,5 +144,4 @@ def _graph_digest(folder: Path, version: int) -> str | None:
             wanted="the SHA-256 of every file, as `skillserve export` writes it",
             fix="Export the model again: skillserve export WEIGHTS",
         ) from error
-    own = {name.removeprefix(prefix): found for name, found in files.items() if name.startswith(prefix)}
-    return digest_of_files(own) if own else None
+    return {name.removeprefix(prefix): found for name, found in files.items() if name.startswith(prefix)}

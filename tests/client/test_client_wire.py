@@ -90,3 +90,38 @@ def test_a_configuration_without_sound_parameters_is_refused(changes: dict[str, 
 def test_a_padded_request_has_no_more_rows_than_the_server_joins() -> None:
     slices = cut([np.array([7], np.int32)] * 10, model("padded"), 1000)
     assert [s.stop - s.start for s in slices] == [4, 4, 2]
+
+
+BUCKETS = (4, 16, 40)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 200))
+def test_rows_are_filled_up_to_their_bucket_and_still_fit_the_budget(lens: list[int], budget: int) -> None:
+    """The server joins requests of equal shape only: whatever the texts, there are three shapes."""
+    served = model("padded", buckets=BUCKETS, max_request_tokens=200)
+    sequences = [np.full(n, 7, np.int32) for n in lens]
+    for part in cut(sequences, served, budget):
+        tensors = encode(sequences[part], served)
+        rows, width = tensors["input_ids"].shape
+        assert width == min(end for end in BUCKETS if end >= max(lens[part]))
+        assert rows * width <= min(budget, 200) or rows == 1
+        assert tensors["attention_mask"].sum(axis=1).tolist() == lens[part]
+        assert (tensors["input_ids"] == 7 * tensors["attention_mask"]).all()
+
+
+def test_a_sequence_beyond_the_buckets_is_as_long_as_it_is() -> None:
+    assert encode([np.full(41, 7, np.int32)], model("padded", buckets=BUCKETS))["input_ids"].shape == (1, 41)
+
+
+@pytest.mark.parametrize("text", ["4,x", "16,4", "4,4", "0,4", ",", "4, 16"])
+def test_buckets_that_are_no_ascending_lengths_are_refused(text: str) -> None:
+    parameters = {"skillserve_digest": "d", "skillserve_layout": "padded", "skillserve_length_buckets": text}
+    with pytest.raises(RepositoryError, match="ascending lengths"):
+        ServedModel.from_config("embedder", version="1", parameters=parameters, output_dims=[2], max_batch_size=4)
+
+
+def test_buckets_come_from_the_servers_configuration() -> None:
+    parameters = {"skillserve_digest": "d", "skillserve_layout": "padded", "skillserve_length_buckets": "4,16"}
+    served = ServedModel.from_config("embedder", version="1", parameters=parameters, output_dims=[2], max_batch_size=4)
+    assert served.buckets == (4, 16)
+    assert [served.width(longest) for longest in (1, 4, 5, 16, 17)] == [4, 4, 16, 16, 17]

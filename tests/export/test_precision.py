@@ -22,9 +22,9 @@ from skillserve_export.families import family_of
 from skillserve_export.files import write_whole
 from skillserve_export.graph import export_packed, export_padded, export_stock
 from skillserve_export.late_stock import open_stock
+from skillserve_export.opened import GRAPHS
 from skillserve_export.parity import ROUNDED_TOLERANCE, SCORE_SLACK, check_parity
 from skillserve_export.precision import lower
-from skillserve_export.record import GRAPHS
 from skillserve_export.sample import ParitySample, load_sample
 from skillserve_export.served import ServedGraph
 from skillserve_export.stock import StockGraph

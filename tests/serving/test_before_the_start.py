@@ -120,6 +120,39 @@ def test_a_plan_of_tensorrt_is_left_to_tensorrt(repository: Path) -> None:
     assert len(read_repository(repository)) == 2
 
 
+def test_a_plan_is_what_its_record_says(repository: Path) -> None:
+    """TensorRT runs whatever stands there, so the bytes are compared before a server starts."""
+    folder = repository / "skill_embedder"
+    config = folder / "config.pbtxt"
+    text = config.read_text().replace('backend: "onnxruntime"', 'platform: "tensorrt_plan"')
+    config.write_text(text.replace("model.onnx", "model.plan"))
+    with pytest.raises(RepositoryError, match=f"skillserve plan {folder}"):
+        read_repository(repository)
+    plan = folder / "1" / "model.plan"
+    plan.write_bytes(b"a plan")
+    files = {"1/model.plan": hashlib.sha256(b"a plan").hexdigest()}
+    (folder / "export.json").write_text(json.dumps({"files": files}))
+    assert len(read_repository(repository)) == 2
+    plan.write_bytes(b"a Plan")
+    with pytest.raises(RepositoryError, match="as it was built"):
+        read_repository(repository)
+
+
+def test_a_graph_with_an_accelerator_is_checked_like_any_other(repository: Path) -> None:
+    """ONNX Runtime's TensorRT provider is called `tensorrt`, too, and loads the graph itself."""
+    folder = repository / "skill_embedder"
+    config = folder / "config.pbtxt"
+    accelerator = 'optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }'
+    config.write_text(f"{config.read_text()}\n{accelerator}\n")
+    graph = folder / "1" / "model.onnx"
+    files = {"1/model.onnx": hashlib.sha256(graph.read_bytes()).hexdigest()}
+    (folder / "export.json").write_text(json.dumps({"files": files}))
+    read_repository(repository)
+    _damage(graph)
+    with pytest.raises(RepositoryError, match="graph digest"):
+        read_repository(repository)
+
+
 def test_the_backend_loads_only_the_graph_that_its_configuration_names(repository: Path, toys: Any) -> None:
     folder = repository / "skill_embedder" / "1"
     digest = check_graph(folder / "model.onnx").digest()

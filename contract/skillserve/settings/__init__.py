@@ -6,7 +6,7 @@ This is the one door: sections are imported from here, wherever they stand.
 from __future__ import annotations
 
 from skillserve.settings.client import CalibrateSettings, ClientSettings, IndexSettings, ScoreSettings, SearchSettings
-from skillserve.settings.export import ExportSettings
+from skillserve.settings.export import ExportSettings, PlanSettings
 from skillserve.settings.measuring import BenchSettings, EvaluateSettings
 from skillserve.settings.mining import MineSettings
 from skillserve.settings.ranks import RankWindow, window
@@ -22,6 +22,7 @@ __all__ = [
     "ExportSettings",
     "IndexSettings",
     "MineSettings",
+    "PlanSettings",
     "RankWindow",
     "ScoreSettings",
     "SearchSettings",
@@ -42,6 +43,7 @@ class Settings(Section):
     score: ScoreSettings = ScoreSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
     export: ExportSettings = ExportSettings()
+    plan: PlanSettings = PlanSettings()
     serve: ServeSettings = ServeSettings()
     train: TrainSettings = TrainSettings()
     mine: MineSettings = MineSettings()

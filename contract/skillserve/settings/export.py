@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import Field
 
 from skillserve.settings.section import GraphGib, Section
-from skillserve.tensors import Precision
+from skillserve.tensors import Precision, Runtime
 
-__all__ = ["ExportSettings"]
+__all__ = ["ExportSettings", "PlanSettings"]
 
 
 class ExportSettings(Section):
@@ -29,6 +29,25 @@ class ExportSettings(Section):
     device: Literal["cpu", "cuda"] = Field(
         "cpu", description="where the graph is run to be judged; what does not run there is not written"
     )
+    runtime: Runtime = Field(
+        "onnxruntime",
+        description="what executes the graph in the server; `tensorrt` needs a plan (`skillserve plan`), "
+        "`onnxruntime-tensorrt` builds its engine when it loads; both need --layout padded and a GPU",
+    )
+    num_buckets: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="lengths that TensorRT is tuned for and clients fill rows up to, chosen by the lengths of --data; "
+        "0: as many as save a token of padding each for every hundred tokens",
+    )
+    tuned_tokens: int = Field(
+        4_096, ge=1, description="tokens of the execution that TensorRT tunes for, in each bucket; padding counts"
+    )
+    engine_cache: Path = Field(
+        Path("/var/cache/skillserve/engines"),
+        description="folder of the server in which ONNX Runtime's TensorRT provider keeps engines and timings",
+    )
     max_batch_size: int = Field(64, ge=1, description="requests that the server may join in one execution")
     max_queue_delay_microseconds: int = Field(
         0,
@@ -45,3 +64,15 @@ class ExportSettings(Section):
         0, ge=0, description="judged requests that the rank gate asks, evenly spread over those of --data; 0: all"
     )
     gate_depth: int = Field(20, ge=1, description="candidates of a request that the rank gate has a reranker order")
+
+
+class PlanSettings(Section):
+    """From a padded graph to a TensorRT plan, on the GPU that will run it."""
+
+    cache: Path = Field(
+        Path("engines"), description="folder of built plans and of TensorRT's timings; removing it costs time only"
+    )
+    workspace_gib: float = Field(4.0, gt=0, description="most GPU memory that a layer may use beside its tensors, GiB")
+    optimization_level: int = Field(
+        3, ge=0, le=5, description="how long TensorRT searches for kernels; 5 takes longest and may run fastest"
+    )

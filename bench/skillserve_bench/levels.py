@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -107,7 +108,7 @@ class Lines:
     def _contender(
         self, name: str, target: InferTarget | SearchTarget, supply: Supply | SearchSupply, roles: tuple[Role, ...]
     ) -> Contender:
-        statistics = {role: lambda role=role: self._triton.statistics(role) for role in roles}
+        statistics = {role: partial(self._triton.statistics, role) for role in roles}
         return Contender(name=name, target=target, supply=supply, server_pid=self._server.pid, statistics=statistics)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from skillserve_bench.intervals import Estimate
@@ -157,5 +156,5 @@ def _svg(onto: Callable[[Axes], None], *, height_in: float = _HEIGHT_IN) -> str:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         text = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
+        figure.savefig(text, format="svg", metadata={"Date": None})
         return text.getvalue()

@@ -2,10 +2,12 @@
 
 One module per task, so that loads, peers and scenarios can be added beside each other:
 
-    environment · processor      what machine this is, and who used its cores
-    figures · alternation        medians with their spread; contenders measured in turns
-    server · inprocess · peers/  what is measured: a served model, the same graph here, other implementations
-    workload · load              the requests, and the clients that send them
-    scenarios/                   one question each
-    report                       the one place that writes a report
+    environment · processor · gpus    what machine this is, and who used its cores
+    figures · alternation · intervals medians, quantiles and ratios with what is known of their accuracy
+    server · inprocess · peers/       what is measured: a served model, the same graph here, other implementations
+    workload · supply · messages      the requests
+    load/                             the processes that send them, open and closed loop
+    levels · measurement · latency    one load on one contender, and all of them in turn
+    scenarios/                        one question each
+    report · page · charts · compare  reports, for people and for comparison
 """

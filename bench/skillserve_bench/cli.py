@@ -1,4 +1,4 @@
-"""The commands `skillserve bench quality|batching|overhead|score`."""
+"""The commands `skillserve bench quality|batching|overhead|score|latency|compare`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Annotated
 
 import typer
 
+from skillserve.console import out as results
+from skillserve.console import print_json, talk
 from skillserve.flags import Json, with_settings
-from skillserve.runs import require_writable
 from skillserve.settings import Settings
+from skillserve_bench.compare import compare_reports, comparison_table, read_report
 from skillserve_bench.environment import Environment, observe, portable_command
+from skillserve_bench.figures import times
+from skillserve_bench.latency import measure_latency
 from skillserve_bench.peers.sentence_transformers import PACKAGES
-from skillserve_bench.report import Findings, Report, deliver
+from skillserve_bench.report import Findings, Report, check_files, deliver, terminal_table
 from skillserve_bench.scenarios.batching import measure_batching
 from skillserve_bench.scenarios.overhead import measure_overhead
 from skillserve_bench.scenarios.quality import find_catalogue, measure_quality
@@ -35,7 +39,10 @@ Data = Annotated[
 Repository = Annotated[
     Path, typer.Option(help="model repository with the packed embedder; served for the occasion unless there is a url")
 ]
-Out = Annotated[Path | None, typer.Option(help="write the report to this Markdown file")]
+Out = Annotated[
+    list[Path] | None,
+    typer.Option(help="write the report to this .md, .html or .json file; may be given more than once"),
+]
 Note = Annotated[list[str] | None, typer.Option(help="add a line to the report; may be given more than once")]
 
 
@@ -57,11 +64,12 @@ def quality(
     as_json: Json = False,
 ) -> None:
     """Compare the rankings of the served embedder with sentence-transformers'."""
-    environment = _begin(out, PACKAGES)
+    files = _files(out)
+    environment = observe(PACKAGES)
     catalogue = find_catalogue(data)
     with _server(repository, settings) as server:
         findings = measure_quality(server, catalogue, weights=weights, repository=repository, client=settings.client)
-    _conclude(findings, environment, out, note, as_json=as_json)
+    _conclude(findings, environment, files, note, as_json=as_json)
 
 
 @app.command()
@@ -77,14 +85,17 @@ def batching(
     as_json: Json = False,
 ) -> None:
     """Compare throughput without padding and with it, for requests of mixed lengths."""
-    environment = _begin(out)
+    files = _files(out)
+    environment = observe()
     with started_server(packed) as packed_server, started_server(padded) as padded_server:
         findings = measure_batching(packed_server, padded_server, repository=packed, data=data, settings=settings.bench)
-    _conclude(findings, environment, out, note, as_json=as_json)
+    _conclude(findings, environment, files, note, as_json=as_json)
 
 
 @app.command()
-@with_settings("bench", "client.url")
+@with_settings(
+    *(f"bench.{name}" for name in ("rounds", "num_clients", "num_requests", "num_pairs", "seed")), "client.url"
+)
 def overhead(
     repository: Repository,
     data: Data = None,
@@ -95,10 +106,62 @@ def overhead(
     as_json: Json = False,
 ) -> None:
     """Compare the server with the same graph in process: latency of lone requests, throughput under load."""
-    environment = _begin(out)
+    files = _files(out)
+    environment = observe()
     with _server(repository, settings) as server:
         findings = measure_overhead(server, repository=repository, data=data, settings=settings.bench)
-    _conclude(findings, environment, out, note, as_json=as_json)
+    _conclude(findings, environment, files, note, as_json=as_json)
+
+
+@app.command()
+@with_settings(
+    *(
+        f"bench.{name}"
+        for name in ("length", "levels", "scenarios", "bound_ms", "arrivals", "num_clients", "num_workers")
+    ),
+    "bench.seed",
+    "client",
+)
+def latency(
+    repository: Repository,
+    data: Annotated[Path, typer.Option(help="folder in SkillRet's layout; the requests of its test split are sent")],
+    out: Out = None,
+    note: Note = None,
+    *,
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Measure latency and throughput of embedder, reranker and the whole search under open and closed load."""
+    files = _files(out)
+    environment = observe(("hdrhistogram", "grpcio"))
+    with _server(repository, settings) as server:
+        findings = measure_latency(
+            server, repository=repository, data=data, settings=settings.bench, client=settings.client
+        )
+    _conclude(findings, environment, files, note, as_json=as_json)
+
+
+@app.command()
+@with_settings("bench.regression_share", "bench.seed")
+def compare(
+    old: Annotated[Path, typer.Argument(help="JSON report of `latency`, the one to be compared with")],
+    new: Annotated[Path, typer.Argument(help="another one")],
+    *,
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Compare two reports of latencies: ratios with intervals, exit 1 on a regression."""
+    share = settings.bench.regression_share
+    found = compare_reports(read_report(new), read_report(old), share=share, seed=settings.bench.seed)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        results.print(terminal_table(comparison_table(found)))
+        for remark in found.remarks:
+            talk(remark)
+        talk(f"{times(len(found.regressions), 'regression')} beyond {share:.0%}.")
+    if found.regressions:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -114,19 +177,13 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Compare batch scoring with the bare graph, in process and through the server, and kill it."""
-    environment = _begin(out)
+    files = _files(out)
+    environment = observe()
     with _server(repository, settings) as server:
         findings = measure_score(
             server, repository=repository, catalogue=catalogue, num_kills=kills, settings=settings.bench
         )
-    _conclude(findings, environment, out, note, as_json=as_json)
-
-
-def _begin(file: Path | None, packages: Sequence[str] = ()) -> Environment:
-    """Where it is measured. A report that could not be written is refused before anything is."""
-    if file is not None:
-        require_writable(file, option="--out")
-    return observe(packages)
+    _conclude(findings, environment, files, note, as_json=as_json)
 
 
 @contextmanager
@@ -139,8 +196,15 @@ def _server(repository: Path, settings: Settings) -> Iterator[Server]:
             yield server
 
 
+def _files(out: Sequence[Path] | None) -> tuple[Path, ...]:
+    """Where the report goes, checked before anything is measured."""
+    files = tuple(out or ())
+    check_files(files)
+    return files
+
+
 def _conclude(
-    findings: Findings, environment: Environment, file: Path | None, notes: Sequence[str] | None, *, as_json: bool
+    findings: Findings, environment: Environment, files: Sequence[Path], notes: Sequence[str] | None, *, as_json: bool
 ) -> None:
     """Deliver the report; exit 1 if the answers were wrong. The environment is that of the beginning."""
     report = Report(
@@ -149,6 +213,6 @@ def _conclude(
         command=portable_command(sys.argv[1:]),
         notes=tuple(notes or ()),
     )
-    deliver(report, file=file, as_json=as_json)
+    deliver(report, files=files, as_json=as_json)
     if not findings.passed:
         raise typer.Exit(1)

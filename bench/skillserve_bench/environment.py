@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from skillserve_bench.gpus import gpu_names
+
 __all__ = ["Environment", "observe", "portable_command"]
 
 _ALWAYS = ("skillserve", "onnxruntime", "numpy", "tritonclient")
@@ -36,6 +38,8 @@ class Environment:
     """Package → version, of those that took part."""
     niceness: int
     """Scheduling priority of client and server; 0 is ordinary, negative is preferred."""
+    gpus: tuple[str, ...] = ()
+    """Name and driver of each."""
 
     def to_dict(self) -> dict[str, Any]:
         """The environment as `--json` prints it."""
@@ -55,6 +59,7 @@ def observe(packages: Sequence[str] = ()) -> Environment:
         python=platform.python_version(),
         packages={name: _version(name) for name in (*_ALWAYS, *packages)},
         niceness=os.getpriority(os.PRIO_PROCESS, 0),
+        gpus=tuple(gpu_names()),
     )
 
 

@@ -1,7 +1,7 @@
 """Who used the cores while something was measured: this process, the server, and everybody else.
 
 A closed loop whose client eats the cores measures its client, and a neighbour that eats them spoils every
-figure; both are therefore counted and reported. Read from Linux's /proc.
+figure; both are therefore counted and reported. Read from Linux's /proc, the server's memory too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Meter", "Usage"]
+__all__ = ["Meter", "Usage", "tree_memory_mib"]
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _IDLE_COLUMNS = {3, 4}
@@ -57,10 +57,10 @@ class Meter:
         self._client_s = time.process_time()
         self._begin = time.perf_counter()
 
-    def usage(self) -> Usage:
-        """Shares since the meter was made."""
+    def usage(self, *, load_s: float = 0.0) -> Usage:
+        """Shares since the meter was made; `load_s` are the processor seconds of load processes, the client's too."""
         available_s = (time.perf_counter() - self._begin) * (os.cpu_count() or 1)
-        client_s = time.process_time() - self._client_s
+        client_s = time.process_time() - self._client_s + load_s
         if self._server_pid is None:
             return Usage(client=client_s / available_s, server=None, others=None)
         server_s = _tree_s(self._server_pid) - self._server_s
@@ -74,26 +74,38 @@ def _machine_s() -> float:
     return sum(int(ticks) for i, ticks in enumerate(first) if i not in _IDLE_COLUMNS) / _TICKS_PER_S
 
 
+def tree_memory_mib(root: int) -> float:
+    """Resident memory of a process and its living descendants, MiB; pages that they share count more than once."""
+    return sum(pages for _, pages in _tree(root)) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def _tree_s(root: int) -> float:
     """Processor seconds of a process and its living descendants."""
-    spent: dict[int, float] = {}
+    return sum(seconds for seconds, _ in _tree(root))
+
+
+def _tree(root: int) -> list[tuple[float, int]]:
+    """Processor seconds and resident pages of a process and each of its living descendants."""
+    found: dict[int, tuple[float, int]] = {}
     children: dict[int, list[int]] = {}
-    for pid, parent, seconds in _processes():
-        spent[pid] = seconds
+    for pid, parent, seconds, pages in _processes():
+        found[pid] = seconds, pages
         children.setdefault(parent, []).append(pid)
-    total, waiting = 0.0, [root]
+    members, waiting = [], [root]
     while waiting:
         pid = waiting.pop()
-        total += spent.get(pid, 0.0)
+        if pid in found:
+            members.append(found[pid])
         waiting += children.get(pid, [])
-    return total
+    return members
 
 
-def _processes() -> Iterator[tuple[int, int, float]]:
-    """Every process with its parent and its processor seconds."""
+def _processes() -> Iterator[tuple[int, int, float, int]]:
+    """Every process with its parent, its processor seconds and its resident pages."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             with suppress(OSError):  # it ended meanwhile
                 # The name in brackets may hold spaces; the numbers stand behind its last bracket.
                 fields = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-                yield int(folder.name), int(fields[1]), (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+                seconds = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+                yield int(folder.name), int(fields[1]), seconds, int(fields[21])

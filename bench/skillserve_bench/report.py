@@ -1,8 +1,10 @@
-"""The one place that writes a report: dated Markdown for people, one JSON object for machines."""
+"""The one place that writes a report: dated Markdown or a page for people, one JSON object for machines."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from skillserve.console import out, print_json, talk
+from skillserve.errors import ConfigError
 from skillserve.publish import write_text
 from skillserve_bench.environment import Environment
+from skillserve_bench.page import html_page
 from skillserve_bench.processor import Usage
 
-__all__ = ["Findings", "Report", "Table", "cores", "deliver", "markdown"]
+__all__ = ["Chart", "Findings", "Report", "Table", "check_files", "cores", "deliver", "markdown", "terminal_table"]
 
 
 _ESCAPED_BAR = "\\|"
@@ -32,14 +36,23 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """One picture of a page."""
+
+    title: str
+    svg: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
     """What a scenario found out, without a word about where."""
 
     name: str
-    """The command: `quality`, `batching`, `overhead`, `score`."""
+    """The command: `quality`, `batching`, `overhead`, `score`, `latency`."""
     title: str
     passed: bool
-    """Whether the answers were right. A missed goal of speed is reported, not failed: it depends on the machine."""
+    """Whether answers were right and figures are what they are called. A missed goal of speed is reported, not failed:
+    it depends on the machine."""
     summary: Sequence[str]
     """Sentences, the outcome first."""
     tables: Sequence[Table]
@@ -49,6 +62,8 @@ class Findings:
     """Version of the server that was measured."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """The same as numbers."""
+    charts: Sequence[Chart] = ()
+    """For the page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,22 +89,73 @@ class Report:
         }
 
 
-def deliver(report: Report, *, file: Path | None, as_json: bool) -> None:
-    """Write a report where `--out` says, and print it on stdout."""
-    if file is not None:
-        write_text(file, markdown(report))
-        talk(f"Report written to {file}")
-    if as_json:
+def deliver(report: Report, *, files: Sequence[Path], as_json: bool) -> None:
+    """Print a report on stdout, and write it where `--out` says, in the form that the file's ending names.
+
+    If a file cannot be written, the other ones are, the whole report goes to stdout as JSON, so that no measurement
+    is lost, and the first error is raised.
+    """
+    failure = None
+    for file in files:
+        try:
+            write_text(file, _FORMS[file.suffix](report))
+        except OSError as error:
+            failure = failure or _unwritten(file, error)
+        else:
+            talk(f"Report written to {file}")
+    if as_json or failure:
         print_json(report.to_dict())
-        return
-    for sentence in report.findings.summary:
-        out.print(sentence, markup=False, soft_wrap=True)
-    for table in report.findings.tables:
-        out.print(_for_terminal(table))
+    else:
+        for sentence in report.findings.summary:
+            out.print(sentence, markup=False, soft_wrap=True)
+        for table in report.findings.tables:
+            out.print(terminal_table(table))
+    if failure:
+        raise failure
+
+
+def check_files(files: Sequence[Path]) -> None:
+    """Refuse files of unknown endings, or where nothing can be written, before anything is measured."""
+    for file in files:
+        if file.suffix not in _FORMS:
+            raise ConfigError(
+                f"report `{file}`",
+                got=f"the ending `{file.suffix}`",
+                wanted=f"one of {', '.join(_FORMS)}",
+                fix="Rename it: the ending says how the report is written.",
+            )
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=file.parent) as trial:
+                trial.write(b"report")
+        except OSError as error:
+            raise _unwritten(file, error) from error
+
+
+def _unwritten(file: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"report `{file}`",
+        got=error.strerror or str(error),
+        wanted="room and permission to write it",
+        fix="Name another place with --out, or make room.",
+    )
 
 
 def markdown(report: Report) -> str:
     """The whole report as Markdown, ending in one newline."""
+    findings = report.findings
+    parts = [
+        f"# {findings.title}",
+        "\n".join(findings.summary),
+        *(f"## {table.title}\n\n{_table(table)}" for table in findings.tables),
+        f"## How it was measured\n\n{_list([*findings.method, *report.notes])}",
+        f"## Where\n\n{_list(_circumstances(report))}",
+        f"```\n{report.command}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _circumstances(report: Report) -> list[str]:
     findings, environment = report.findings, report.environment
     versions = ", ".join(f"{name} {version}" for name, version in environment.packages.items())
     machine = [
@@ -97,22 +163,14 @@ def markdown(report: Report) -> str:
         f"{environment.num_cores} cores",
         f"{environment.memory_gib:.1f} GiB of memory",
         environment.system,
+        *environment.gpus,
         *([f"everything at niceness {environment.niceness}"] if environment.niceness else []),
     ]
-    circumstances = [
+    return [
         f"Date: {environment.date}; commit {environment.commit}",
         f"Machine: {', '.join(machine)}",
         f"Versions: {findings.server}, Python {environment.python}, {versions}",
     ]
-    parts = [
-        f"# {findings.title}",
-        "\n".join(findings.summary),
-        *(f"## {table.title}\n\n{_table(table)}" for table in findings.tables),
-        f"## How it was measured\n\n{_list([*findings.method, *report.notes])}",
-        f"## Where\n\n{_list(circumstances)}",
-        f"```\n{report.command}\n```",
-    ]
-    return "\n\n".join(parts) + "\n"
 
 
 def cores(usage: Usage) -> str:
@@ -129,10 +187,22 @@ def _list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _for_terminal(table: Table) -> RichTable:
+def terminal_table(table: Table) -> RichTable:
+    """A table as people see it on stdout."""
     shown = RichTable(title=table.title, box=box.SIMPLE, title_justify="left")
     for i, column in enumerate(table.columns):
         shown.add_column(column, justify="right" if i else "left")
     for row in table.rows:
         shown.add_row(*(Text(cell) for cell in row))
     return shown
+
+
+def _page(report: Report) -> str:
+    return html_page(report, circumstances=_circumstances(report))
+
+
+def _json(report: Report) -> str:
+    return json.dumps(report.to_dict(), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+_FORMS: dict[str, Callable[[Report], str]] = {".md": markdown, ".html": _page, ".json": _json}

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -61,6 +62,7 @@ def given_server(settings: ClientSettings) -> Server:
 def started_server(repository: Path) -> Iterator[Server]:
     """Serve a repository on free loopback ports while the block runs. Raises what `skillserve serve` reports."""
     with ExitStack() as stack:
+        stack.enter_context(_terminable())
         http, grpc, metrics = _free_ports(3)
         ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
         told = stack.enter_context(tempfile.TemporaryFile())
@@ -82,6 +84,19 @@ def started_server(repository: Path) -> Iterator[Server]:
             raise _failure(repository, ready, told.read().decode(errors="replace"))
         kind, version = ready["server"]["kind"], ready["server"]["version"]
         yield Server(url=ready["grpc"], version=f"Triton {version} ({kind})", pid=ready["pid"])
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM unwind as Ctrl-C does; by default it would end this process and leave the server running."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _free_ports(num: int) -> list[int]:

@@ -5,8 +5,9 @@ Shape legend: B sequences of one request, L the longest of them, T their tokens,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
@@ -156,17 +157,42 @@ class Statistics:
     """Runs of the graph; fewer than requests when the server joined some."""
     queue_ms: float
     compute_ms: float
+    """Running the graph; fetching its inputs and handing out its outputs are the next two."""
+    input_ms: float = 0.0
+    output_ms: float = 0.0
+    batch_sizes: Mapping[int, int] = field(default_factory=dict)
+    """Requests joined in one execution → executions."""
+
+    def since(self, earlier: Statistics) -> Statistics:
+        """What happened between two moments."""
+        sizes = {size: num - earlier.batch_sizes.get(size, 0) for size, num in self.batch_sizes.items()}
+        return Statistics(
+            num_requests=self.num_requests - earlier.num_requests,
+            num_failed=self.num_failed - earlier.num_failed,
+            num_executions=self.num_executions - earlier.num_executions,
+            queue_ms=self.queue_ms - earlier.queue_ms,
+            compute_ms=self.compute_ms - earlier.compute_ms,
+            input_ms=self.input_ms - earlier.input_ms,
+            output_ms=self.output_ms - earlier.output_ms,
+            batch_sizes={size: num for size, num in sorted(sizes.items()) if num},
+        )
 
     @classmethod
     def from_message(cls, message: Any) -> Self:  # noqa: ANN401 -- protobuf's, which only one module may import
         """Sum a statistics message over the versions of its model."""
         rows = message.model_stats
+        sizes: Counter[int] = Counter()
+        for row in rows:
+            sizes.update({int(batch.batch_size): int(batch.compute_infer.count) for batch in row.batch_stats})
         return cls(
             num_requests=sum(row.inference_stats.success.count for row in rows),
             num_failed=sum(row.inference_stats.fail.count for row in rows),
             num_executions=sum(row.execution_count for row in rows),
             queue_ms=sum(row.inference_stats.queue.ns for row in rows) / 1e6,
             compute_ms=sum(row.inference_stats.compute_infer.ns for row in rows) / 1e6,
+            input_ms=sum(row.inference_stats.compute_input.ns for row in rows) / 1e6,
+            output_ms=sum(row.inference_stats.compute_output.ns for row in rows) / 1e6,
+            batch_sizes=dict(sizes),
         )
 
 

@@ -67,7 +67,8 @@ def _parameter(section: str, name: str) -> Parameter:
     """The field's own words as help, its type, and no default: None means that the flag was not given."""
     kind_of_section: type[Section] = type(getattr(Settings(), section))
     field = kind_of_section.model_fields[name]
-    default = "" if field.default in (None, ()) else f" [{kind_of_section.default_words.format(field.default)}]"
+    value = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    default = "" if field.default in (None, ()) else f" [{kind_of_section.default_words.format(value)}]"
     variable = f"{ENV_PREFIX}{section}_{name}".upper()
     flag = name.replace("_", "-")
     option = typer.Option(

@@ -77,7 +77,7 @@ def test_a_report_is_written_where_it_was_asked_for_and_json_stays_alone_on_stdo
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "docs" / "batching.md"
-    deliver(REPORT, file=file, as_json=True)
+    deliver(REPORT, files=[file], as_json=True)
     assert file.read_text() == GOLDEN
     printed = json.loads(capsys.readouterr().out)
     assert printed["benchmark"] == "batching"
@@ -95,7 +95,7 @@ def test_a_report_that_could_not_be_written_leaves_stdout_to_the_error(
 
 
 def test_people_see_the_summary_and_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    deliver(REPORT, file=None, as_json=False)
+    deliver(REPORT, files=[], as_json=False)
     printed = capsys.readouterr().out
     assert "Packed is faster." in printed
     assert "353" in printed

@@ -10,7 +10,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from skillserve.errors import CatalogueError
-from skillserve_bench.load import messages, rows
+from skillserve_bench.messages import messages, rows
 from skillserve_bench.workload import LONGEST, SHORTEST, make_workload, mixed_lengths
 from skillserve_client import ServedModel
 
@@ -64,9 +64,9 @@ def test_a_folder_without_a_test_split_is_named(tiny_embedder: Path, tmp_path: P
 
 def test_messages_carry_the_layout_of_the_model_and_the_padding_that_was_asked_for() -> None:
     sequence = np.array([4, 5, 6], np.int32)
-    packed = service_pb2.ModelInferRequest.FromString(messages(served("packed"), [sequence])[0])
+    packed = service_pb2.ModelInferRequest.FromString(messages(served("packed"), [[sequence]])[0])
     assert {tensor.name: list(tensor.shape) for tensor in packed.inputs} == {"input_ids": [1, 3], "seq_lens": [1, 1]}
-    padded = service_pb2.ModelInferRequest.FromString(messages(served("padded"), [sequence], pad_to=5)[0])
+    padded = service_pb2.ModelInferRequest.FromString(messages(served("padded"), [[sequence]], pad_to=5)[0])
     ids, mask = (np.frombuffer(content, np.int32).tolist() for content in padded.raw_input_contents)
     assert (ids, mask) == ([4, 5, 6, 0, 0], [1, 1, 1, 0, 0])
 

@@ -19,7 +19,10 @@ from skillserve.tensors import Layout
 from skillserve_bench.alternation import alternate
 from skillserve_bench.figures import Spread, paired_ratios, times
 from skillserve_bench.inprocess import LocalEmbedder
-from skillserve_bench.load import closed_loop, messages, rows
+from skillserve_bench.load.generator import Generator
+from skillserve_bench.load.schedule import ClosedLoop
+from skillserve_bench.load.target import InferTarget
+from skillserve_bench.messages import messages, rows
 from skillserve_bench.processor import Meter, Usage
 from skillserve_bench.report import Findings, Table, cores
 from skillserve_bench.server import Server
@@ -37,6 +40,8 @@ PAD_TO = 64
 """Next power of two above the longest sequence."""
 
 PACKED = "packed"
+
+_WINDOW_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +87,7 @@ def measure_batching(
                 url=packed.url,
                 server_pid=packed.pid,
                 model=packed_model,
-                requests=messages(packed_model, workload.sequences),
+                requests=messages(packed_model, [[each] for each in workload.sequences]),
                 triton=packed_triton,
             ),
             **{
@@ -90,40 +95,53 @@ def measure_batching(
                     url=padded.url,
                     server_pid=padded.pid,
                     model=padded_model,
-                    requests=messages(padded_model, workload.sequences, pad_to=pad_to),
+                    requests=messages(padded_model, [[each] for each in workload.sequences], pad_to=pad_to),
                     triton=triton,
                 )
                 for name, pad_to in (("padded", None), (f"padded to {full}", full))
             },
         }
-        with progress("batching", (settings.rounds + 1) * len(contenders)) as bar:
+        with (
+            Generator(num_workers=1) as generator,
+            progress("batching", (settings.rounds + 1) * len(contenders)) as bar,
+        ):
             measured = alternate(
-                {name: _measurement(contender, reference, settings) for name, contender in contenders.items()},
+                {
+                    name: _measurement(generator, contender, reference, settings)
+                    for name, contender in contenders.items()
+                },
                 rounds=settings.rounds,
                 advance=bar.advance,
             )
     return _findings(measured, workload, settings, packed.version)
 
 
-def run_round(contender: Contender, reference: Floats, *, num_clients: int) -> Round:
+def run_round(generator: Generator, contender: Contender, reference: Floats, *, num_clients: int) -> Round:
     """Send the workload once, then check every answer."""
     before = contender.triton.statistics("embedder")
     meter = Meter(contender.server_pid)
-    loop = closed_loop(contender.url, contender.requests, num_clients=num_clients)
-    usage = meter.usage()
-    after = contender.triton.statistics("embedder")
-    num_executions = after.num_executions - before.num_executions
+    load = ClosedLoop(num_clients=num_clients, seconds=None)
+    target = InferTarget(contender.url, contender.model)
+    run = generator.drive(target, contender.requests, load, window_s=_WINDOW_S, keep_answers=True)
+    usage = meter.usage(load_s=run.cpu_s)
+    if run.error is not None:
+        raise run.error
+    if generator.interrupted:
+        raise KeyboardInterrupt
+    seen = contender.triton.statistics("embedder").since(before)
     return Round(
-        per_s=loop.per_s,
-        num_executions=num_executions,
-        mean_batch=(after.num_requests - before.num_requests) / num_executions,
-        difference=float(np.abs(rows(loop.answers, contender.model) - reference).max()),
+        per_s=run.per_s,
+        num_executions=seen.num_executions,
+        mean_batch=seen.num_requests / seen.num_executions,
+        difference=float(np.abs(rows(run.answers, contender.model) - reference).max()),
         usage=usage,
     )
 
 
-def _measurement(contender: Contender, reference: Floats, settings: BenchSettings) -> Callable[[int], Round]:
-    return lambda _number: run_round(contender, reference, num_clients=settings.num_clients)
+def _measurement(
+    generator: Generator, contender: Contender, reference: Floats, settings: BenchSettings
+) -> Callable[[int], Round]:
+    return lambda _number: run_round(generator, contender, reference, num_clients=settings.num_clients)
 
 
 def _served(triton: Triton, layout: Layout, digest: str) -> ServedModel:

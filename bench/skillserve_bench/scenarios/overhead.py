@@ -20,7 +20,8 @@ from skillserve.tensors import Ids
 from skillserve_bench.alternation import alternate
 from skillserve_bench.figures import Spread, paired_differences, paired_ratios, quantile, times
 from skillserve_bench.inprocess import LocalEmbedder
-from skillserve_bench.load import messages
+from skillserve_bench.load.generator import Generator
+from skillserve_bench.messages import messages
 from skillserve_bench.processor import Meter, Usage
 from skillserve_bench.report import Findings, Table, cores
 from skillserve_bench.scenarios.batching import TOLERANCE, Contender, Round, run_round
@@ -91,12 +92,12 @@ def measure_overhead(server: Server, *, repository: Path, data: Path | None, set
             url=server.url,
             server_pid=server.pid,
             model=model,
-            requests=messages(model, sequences),
+            requests=messages(model, [[each] for each in sequences]),
             triton=triton,
         )
         reference = local.embed_each(sequences)
-        with progress("load", 2 * (settings.rounds + 1)) as bar:
-            load = _under_load(contender, local, sequences, reference, settings, bar.advance)
+        with Generator(num_workers=1) as generator, progress("load", 2 * (settings.rounds + 1)) as bar:
+            load = _under_load(generator, contender, local, sequences, reference, settings, bar.advance)
     return _findings(lone, lone_usage, load, workload, settings, server.version)
 
 
@@ -131,6 +132,7 @@ def _elapsed_ms(call: Callable[[], object]) -> float:
 
 
 def _under_load(
+    generator: Generator,
     contender: Contender,
     local: LocalEmbedder,
     sequences: tuple[Ids, ...],
@@ -142,7 +144,7 @@ def _under_load(
     served: list[Round] = []
 
     def through_server(_number: int) -> _Load:
-        found = run_round(contender, reference, num_clients=settings.num_clients)
+        found = run_round(generator, contender, reference, num_clients=settings.num_clients)
         served.append(found)
         return _Load(per_s=found.per_s, mean_batch=found.mean_batch, usage=found.usage, difference=found.difference)
 

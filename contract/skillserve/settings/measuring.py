@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
 
-from skillserve.settings.section import Section
+from pydantic import Field, field_validator
+
+from skillserve.settings.section import Section, words
 
 __all__ = ["BenchSettings", "EvaluateSettings"]
 
@@ -47,4 +49,27 @@ class BenchSettings(Section):
     )
     num_requests: int = Field(640, ge=1, description="requests per contender and round")
     num_pairs: int = Field(200, ge=1, description="lone requests per length, each once in process and once served")
-    seed: int = Field(13, ge=0, description="seed of lengths, and of the choice of requests")
+    seed: int = Field(13, ge=0, description="seed of lengths, of the choice of requests, and of arrivals")
+    length: Literal["smoke", "full"] = Field(
+        "full", description="`smoke` shows in a minute or two that everything works, `full` gives figures"
+    )
+    levels: tuple[Literal["embedder", "reranker", "search"], ...] = Field(
+        ("embedder", "reranker", "search"), description="what is driven, as embedder,search"
+    )
+    scenarios: tuple[Literal["index", "single", "multi", "offline", "server", "overload"], ...] = Field(
+        ("index", "single", "multi", "offline", "server", "overload"), description="what is measured, as single,server"
+    )
+    bound_ms: float = Field(100.0, gt=0, description="bound on the 99th percentile of latency in `server`")
+    arrivals: Literal["poisson", "constant"] = Field("poisson", description="how an open loop's requests arrive")
+    num_workers: int = Field(
+        0, ge=0, description="load processes; 0: one for each two cores. Too few make a run invalid, and it says so"
+    )
+    regression_share: float = Field(
+        0.05, ge=0, description="how much worse a figure may be before `compare` calls it a regression"
+    )
+
+    @field_validator("levels", "scenarios", mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        """Flags and variables bring text: `embedder,search`."""
+        return words(value)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from skillserve.settings.ranks import RankWindow
-from skillserve.settings.section import Section
+from skillserve.settings.section import Section, words
 
 __all__ = ["TrainSettings"]
 
@@ -150,4 +150,4 @@ class TrainSettings(Section):
     @classmethod
     def _from_text(cls, value: object) -> object:
         """Flags and variables bring text: `256,128`."""
-        return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
+        return words(value)

@@ -1,0 +1,163 @@
+"""Confidence intervals of quantiles, rates and ratios, from what happened in windows of time.
+
+A quantile has two intervals, and the wider hull of both is reported:
+
+- By order statistics: the ranks between which the quantile lies follow the binomial distribution, whatever the
+  latencies' own is (David & Nagaraja, Order Statistics, 3rd ed. 2003, section 7.1). Exact for independent values;
+  it also says when there are too few: p99.9 needs 3,688 answers for a bound above it at 95 %.
+- By bootstrap over windows: latencies of neighbours are not independent, since they stand in one queue. Whole windows
+  are drawn anew with replacement, which keeps what is related together (Carlstein, Annals of Statistics 14, 1986).
+  It needs windows longer than a queue remembers, and at least MIN_WINDOWS of them; with fewer there is the first only.
+
+The first is too narrow for values that hang together, the second for the far tail; hence the hull. The greatest
+value has no interval: no sample bounds what it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from skillserve_bench.load.histogram import Histogram, at_share
+
+__all__ = [
+    "CONFIDENCE",
+    "MIN_WINDOWS",
+    "Estimate",
+    "mean_estimate",
+    "order_statistics",
+    "quantile_estimate",
+    "quantile_ratio",
+    "rate_ratio",
+]
+
+CONFIDENCE = 0.95
+MIN_WINDOWS = 10
+_RESAMPLES = 1_000
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its interval; an end is None where the data do not bound it."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def text(self, digits: int = 2, *, unit: str = "") -> str:
+        """`12.3 [11.8, 13.1]`; `?` stands for an end that is not known."""
+        low, high = ("?" if end is None else f"{end:.{digits}f}" for end in (self.low, self.high))
+        between = "" if self.low is None and self.high is None else f" [{low}, {high}]"
+        return f"{self.value:.{digits}f}{unit}{between}"
+
+    def excludes(self, value: float) -> bool | None:
+        """Whether the interval lies on one side of a value; None without both ends."""
+        return None if self.low is None or self.high is None else not self.low <= value <= self.high
+
+
+def order_statistics(num: int, share: float, *, confidence: float = CONFIDENCE) -> tuple[int | None, int | None]:
+    """Ranks (from 1) of `num` sorted values whose values bracket the quantile; None where there is no such rank.
+
+    Each end is wrong with at most (1 - confidence) / 2.
+    """
+    tail = (1 - confidence) / 2
+    # P(B <= k) for B binomial(num, share): the number of values at or below the quantile.
+    below = _binomial_cdf(num, share)
+    low = int(np.searchsorted(below, tail, side="right"))  # greatest l with P(B <= l - 1) <= tail
+    high = int(np.searchsorted(below, 1 - tail, side="left")) + 1  # least u with P(B >= u) <= tail
+    return (low if low >= 1 else None), (high if high <= num else None)
+
+
+def quantile_estimate(windows: Sequence[Histogram], share: float, *, seed: int, scale: float = 1e-3) -> Estimate:
+    """A quantile of all durations of the windows, µs times `scale` (default: in ms); nan if there are none."""
+    values, counts_WK = _aligned(windows)
+    total_K = counts_WK.sum(axis=0)
+    num = int(total_K.sum())
+    value = float(at_share(values, total_K[None, :], share)[0])
+    if not num:
+        return Estimate(value)
+    sums_K = np.cumsum(total_K)
+    ends = [
+        None if rank is None else float(values[np.searchsorted(sums_K, rank)]) for rank in order_statistics(num, share)
+    ]
+    if None not in ends and len(windows) >= MIN_WINDOWS:
+        drawn = at_share(values, _resampled(counts_WK, np.random.default_rng(seed)), share)
+        low, high = _percentiles(drawn)
+        ends = [min(low, ends[0] or low), max(high, ends[1] or high)]
+    low_end, high_end = (None if end is None else end * scale for end in ends)
+    return Estimate(value * scale, low_end, high_end)
+
+
+def mean_estimate(values: Sequence[float], *, seed: int) -> Estimate:
+    """The mean over windows, such as of answers a second, with its bootstrap interval; nan if there are none."""
+    if not len(values):
+        return Estimate(float("nan"))
+    array = np.asarray(values, np.float64)
+    if len(array) < MIN_WINDOWS:
+        return Estimate(float(array.mean()))
+    return Estimate(float(array.mean()), *_percentiles(_resampled_means(array, np.random.default_rng(seed))))
+
+
+def quantile_ratio(new: Sequence[Histogram], old: Sequence[Histogram], share: float, *, seed: int) -> Estimate:
+    """A quantile of one run relative to that of another, each resampled for itself."""
+    rng = np.random.default_rng(seed)
+    sides = [_aligned(new), _aligned(old)]
+    whole = [float(at_share(values, counts.sum(axis=0)[None, :], share)[0]) for values, counts in sides]
+    if min(len(new), len(old)) < MIN_WINDOWS:
+        return Estimate(whole[0] / whole[1])
+    drawn = [at_share(values, _resampled(counts, rng), share) for values, counts in sides]
+    return Estimate(whole[0] / whole[1], *_percentiles(drawn[0] / drawn[1]))
+
+
+def rate_ratio(new: Sequence[float], old: Sequence[float], *, seed: int) -> Estimate:
+    """The mean over windows of one run relative to that of another."""
+    rng = np.random.default_rng(seed)
+    sides = [np.asarray(side, np.float64) for side in (new, old)]
+    value = float(sides[0].mean() / sides[1].mean())
+    if min(len(new), len(old)) < MIN_WINDOWS:
+        return Estimate(value)
+    return Estimate(value, *_percentiles(_resampled_means(sides[0], rng) / _resampled_means(sides[1], rng)))
+
+
+def _aligned(windows: Sequence[Histogram]) -> tuple[npt.NDArray[np.float64], Counts]:
+    """All durations that occur, rising `[K]`, and each window's counts of them `[W, K]`."""
+    found = [window.counts() for window in windows]
+    values = np.unique(np.concatenate([each for each, _ in found])) if found else np.empty(0)
+    counts_WK = np.zeros((len(windows), len(values)), np.int64)
+    for row, (occurring, counts) in zip(counts_WK, found, strict=True):
+        row[np.searchsorted(values, occurring)] = counts
+    return values, counts_WK
+
+
+def _resampled(counts_WK: Counts, rng: np.random.Generator) -> Counts:
+    """Counts of as many windows, drawn with replacement, over and over: `[R, K]`."""
+    num = len(counts_WK)
+    times_RW = rng.multinomial(num, np.full(num, 1 / num), size=_RESAMPLES)
+    # In floating point, where numpy has a matrix product; the counts are far below 2^53.
+    summed: Counts = (times_RW.astype(np.float64) @ counts_WK.astype(np.float64)).astype(np.int64)
+    return summed
+
+
+def _resampled_means(values: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    means: npt.NDArray[np.float64] = rng.choice(values, size=(_RESAMPLES, len(values))).mean(axis=1)
+    return means
+
+
+def _percentiles(drawn: npt.NDArray[np.float64]) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _binomial_cdf(num: int, share: float) -> npt.NDArray[np.float64]:
+    """P(B <= k) for k = 0 … num, by the recurrence of neighbouring terms, in logarithms."""
+    k = np.arange(num, dtype=np.float64)
+    steps = np.log(num - k) - np.log(k + 1) + np.log(share) - np.log1p(-share)
+    logs = num * np.log1p(-share) + np.concatenate([[0.0], np.cumsum(steps)])
+    cdf: npt.NDArray[np.float64] = np.minimum(np.cumsum(np.exp(logs)), 1.0)
+    return cdf

@@ -1,0 +1,122 @@
+"""The levels at which a served line is driven: embedder alone, reranker alone, the whole search."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from skillserve.errors import RepositoryError
+from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
+from skillserve.skillfile import read_skills, split_file
+from skillserve.tensors import MODEL_NAMES, Role
+from skillserve_bench.load.target import InferTarget, SearchTarget
+from skillserve_bench.measurement import Contender
+from skillserve_bench.server import Server
+from skillserve_bench.supply import Supply, Texts, embedder_supply, read_texts, reranker_supply
+from skillserve_client import Triton, build_bundle
+
+__all__ = ["IndexBuild", "Level", "Lines", "open_lines"]
+
+MULTI = 20
+"""Pairs that a search has reranked at once."""
+
+Level = Literal["embedder", "reranker", "search"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexBuild:
+    """A catalogue made into a bundle, once."""
+
+    seconds: float
+    num_skills: int
+
+
+class SearchSupply:
+    """Requests as text."""
+
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+
+    def take(self, num: int, *, each: int = 1) -> list[bytes]:
+        """The next `num` requests; a search is about one text."""
+        if each != 1:
+            raise ValueError("a search takes one text")
+        return [text.encode() for text in self._texts.take(num)]
+
+
+class Lines:
+    """A server's levels, each made when it is asked for."""
+
+    def __init__(
+        self,
+        server: Server,
+        triton: Triton,
+        *,
+        repository: Path,
+        data: Path,
+        bundles: Path,
+        client: ClientSettings,
+        seed: int,
+    ) -> None:
+        self._server, self._triton, self._client = server, triton, client
+        self._repository, self._data, self._bundles, self._seed = repository, data, bundles, seed
+        self.texts: dict[Level, Texts] = {}
+        self.supplies: dict[Role, Supply] = {}
+        """By model; they know the lengths of what was sent."""
+
+    def contender(self, level: Level) -> Contender:
+        """What is driven at a level. Raises RepositoryError if the server has no such model, or another one."""
+        texts = self.texts[level] = read_texts(self._data, seed=self._seed)
+        if level == "search":
+            search = SearchTarget(self._client, self._bundles, SearchSettings())
+            roles: tuple[Role, ...] = ("embedder", "reranker") if self._has_reranker() else ("embedder",)
+            return self._contender(level, search, SearchSupply(texts), roles)
+        folder = self._repository / MODEL_NAMES[level]
+        model = self._triton.served(level)
+        if level == "embedder":
+            supply = embedder_supply(model, folder, texts)
+        else:
+            skills = read_skills(split_file(self._data, "skills", "test"))
+            supply = reranker_supply(model, folder, texts, skills, seed=self._seed)
+        self.supplies[level] = supply
+        target = InferTarget(self._client.url, model, self._client.timeout_s)
+        contender = self._contender(level, target, supply, (level,))
+        longest = model.max_sequence_tokens or self._client.max_request_tokens
+        budget = min(self._client.max_request_tokens, model.max_request_tokens or self._client.max_request_tokens)
+        return replace(contender, multi=MULTI, bulk=max(budget // longest, 1))
+
+    def build_index(self) -> IndexBuild:
+        """Embed and index the test split's skills through the server, from nothing."""
+        catalogue = split_file(self._data, "skills", "test")
+        begin = time.monotonic()
+        build_bundle(catalogue, self._triton, index=IndexSettings(models=self._repository, bundles=self._bundles))
+        return IndexBuild(seconds=time.monotonic() - begin, num_skills=len(read_skills(catalogue)))
+
+    def _has_reranker(self) -> bool:
+        try:
+            self._triton.served("reranker")
+        except RepositoryError:
+            return False
+        return True
+
+    def _contender(
+        self, name: str, target: InferTarget | SearchTarget, supply: Supply | SearchSupply, roles: tuple[Role, ...]
+    ) -> Contender:
+        statistics = {role: partial(self._triton.statistics, role) for role in roles}
+        return Contender(name=name, target=target, supply=supply, server_pid=self._server.pid, statistics=statistics)
+
+
+@contextmanager
+def open_lines(server: Server, *, repository: Path, data: Path, client: ClientSettings, seed: int) -> Iterator[Lines]:
+    """The levels of a server, with a folder for its bundle that is removed in the end."""
+    client = client.model_copy(update={"url": server.url})
+    with ExitStack() as stack:
+        bundles = Path(stack.enter_context(TemporaryDirectory())) / "bundles"
+        triton = stack.enter_context(Triton(client))
+        yield Lines(server, triton, repository=repository, data=data, bundles=bundles, client=client, seed=seed)

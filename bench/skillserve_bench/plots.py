@@ -1,0 +1,160 @@
+"""The one door to Matplotlib: charts of latencies, rates and sizes, as SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from skillserve_bench.intervals import Estimate
+from skillserve_bench.load.histogram import Histogram
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw_bars", "draw_cdfs", "draw_counts", "draw_lengths", "draw_rates", "draw_timeline"]
+
+_WIDTH_IN, _HEIGHT_IN = 6.4, 3.8
+_COLOURS = ("#1f5fa8", "#c23b22", "#2f8f4e", "#8a5fb0", "#b07d1f", "#555555")
+_TICKS = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
+_LENGTH_BINS = 30
+
+
+def draw_cdfs(latencies: Mapping[str, Histogram]) -> str:
+    """Share of answers against latency; the share axis stretches the tail, one decade for each nine."""
+
+    def nines(share: float) -> float:
+        return float(-np.log10(1 - share))
+
+    def onto(axes: Axes) -> None:
+        for (name, histogram), colour in zip(latencies.items(), _COLOURS * len(latencies), strict=False):
+            values, counts = histogram.counts()
+            if not len(values):
+                continue
+            # The place of a value is the middle of its step, so that the last one does not lie at infinity.
+            shares = (np.cumsum(counts) - counts / 2) / counts.sum()
+            axes.plot(values / 1e3, -np.log10(1 - shares), color=colour, label=f"{name} ({counts.sum():,})")
+        axes.set_xscale("log")
+        axes.set_yticks([nines(tick) for tick in _TICKS], ["0", *(f"p{tick * 100:g}" for tick in _TICKS[1:])])
+        axes.set(xlabel="latency from the scheduled start, ms", ylabel="share of answers")
+        axes.legend(fontsize=8, frameon=False)
+
+    return _svg(onto)
+
+
+def draw_rates(points: Sequence[tuple[float, Estimate, Estimate, bool]], *, bound_ms: float) -> str:
+    """Latency against offered rate: `(rate, p50, p99, whether it kept the bound)`."""
+
+    def onto(axes: Axes) -> None:
+        ordered = sorted(points, key=lambda point: point[0])
+        rates = [point[0] for point in ordered]
+        for name, place, colour in (("p50", 1, _COLOURS[0]), ("p99", 2, _COLOURS[1])):
+            found: list[Estimate] = [point[place] for point in ordered]  # type: ignore[misc]
+            values = [each.value for each in found]
+            below = [each.value - (each.value if each.low is None else each.low) for each in found]
+            above = [(each.value if each.high is None else each.high) - each.value for each in found]
+            axes.errorbar(rates, values, yerr=[below, above], color=colour, marker="o", ms=4, capsize=3, label=name)
+        axes.axhline(bound_ms, color=_COLOURS[-1], linestyle="--", linewidth=1, label=f"bound {bound_ms:g} ms")
+        failed = [(point[0], point[2].value) for point in ordered if not point[3]]
+        if failed:
+            axes.plot(*zip(*failed, strict=True), "x", color="black", ms=9, label="bound not kept")
+        axes.set(xlabel="offered requests a second", ylabel="latency, ms", yscale="log")
+        axes.legend(fontsize=8, frameon=False)
+
+    return _svg(onto)
+
+
+def draw_bars(rates: Mapping[str, Estimate], *, base: str) -> str:
+    """Sequences a second, each with its ratio to `base`."""
+
+    def onto(axes: Axes) -> None:
+        names = list(rates)
+        for place, name in enumerate(names):
+            rate = rates[name]
+            axes.barh(place, rate.value, color=_COLOURS[0] if name == base else _COLOURS[2], height=0.6)
+            if rate.low is not None and rate.high is not None:
+                axes.plot([rate.low, rate.high], [place, place], color="black", linewidth=2)
+            ratio = rate.value / rates[base].value
+            axes.annotate(
+                f"{rate.value:,.4g}/s, x{ratio:.2f}",
+                (rate.value, place),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set(xlabel="sequences answered a second", xlim=(0, 1.4 * max(rate.value for rate in rates.values())))
+
+    return _svg(onto, height_in=1.2 + 0.45 * len(rates))
+
+
+def draw_counts(executions: Mapping[str, Mapping[int, int]]) -> str:
+    """How many requests the server joined: share of executions by batch size, for each model."""
+
+    def onto(axes: Axes) -> None:
+        width = 0.8 / len(executions)
+        for place, (name, sizes) in enumerate(executions.items()):
+            total = sum(sizes.values())
+            xs = np.array(sorted(sizes)) + (place - (len(executions) - 1) / 2) * width
+            shares = [sizes[size] / total for size in sorted(sizes)]
+            axes.bar(xs, shares, width=width, color=_COLOURS[place % len(_COLOURS)], label=f"{name} ({total:,})")
+        axes.set(xlabel="requests joined in one execution", ylabel="share of executions")
+        axes.legend(fontsize=8, frameon=False)
+
+    return _svg(onto)
+
+
+def draw_lengths(lens: Mapping[str, Sequence[int]]) -> str:
+    """Tokens of the sequences that were sent, for each model."""
+
+    def onto(axes: Axes) -> None:
+        most = max(max(each) for each in lens.values())
+        bins = np.linspace(0, most + 1, min(_LENGTH_BINS, most + 1) + 1).tolist()
+        for (name, each), colour in zip(lens.items(), _COLOURS * len(lens), strict=False):
+            label = f"{name} ({len(each):,}, mean {np.mean(each):.0f})"
+            axes.hist(each, bins=bins, weights=[1 / len(each)] * len(each), color=colour, alpha=0.6, label=label)
+        axes.set(xlabel="tokens of a sequence", ylabel="share of sequences")
+        axes.legend(fontsize=8, frameon=False)
+
+    return _svg(onto)
+
+
+def draw_timeline(
+    points: Sequence[tuple[float, float, float]], *, overloaded_s: tuple[float, float], bound_ms: float
+) -> str:
+    """An overload in time: `(second, p99 in ms or nan, share within the bound)` of each window."""
+
+    def onto(axes: Axes) -> None:
+        seconds = [point[0] for point in points]
+        axes.axvspan(*overloaded_s, color="#eeeeee", label="overload")
+        axes.plot(seconds, [point[1] for point in points], color=_COLOURS[1], label="p99 latency, ms (left)")
+        axes.axhline(bound_ms, color=_COLOURS[-1], linestyle="--", linewidth=1, label=f"bound {bound_ms:g} ms")
+        axes.set(xlabel="seconds", ylabel="latency, ms", yscale="log")
+        shares = axes.twinx()
+        shares.plot(seconds, [point[2] for point in points], color=_COLOURS[0], label="share within the bound (right)")
+        shares.set(ylim=(-0.03, 1.03), ylabel="share of requests")
+        lines = [handle for each in (axes, shares) for handle in each.get_legend_handles_labels()[0]]
+        axes.legend(handles=lines, fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+
+    return _svg(onto)
+
+
+def _svg(onto: Callable[[Axes], None], *, height_in: float = _HEIGHT_IN) -> str:
+    """One figure, drawn without a display and without pyplot's global state; the same bytes for the same data."""
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "skillserve", "font.family": "sans-serif"}):
+        figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+        axes = figure.subplots()
+        onto(axes)
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+        return text.getvalue()

@@ -1,0 +1,204 @@
+"""How fast is what is served? The scenarios of MLPerf Inference, and overload, on each level of the line.
+
+Their rules (Reddi et al., MLPerf Inference Benchmark, ISCA 2020, section IV) where they fit; differences are told in
+the report. Every measurement uses requests that no other one used.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from skillserve.console import talk
+from skillserve.errors import SkillserveError
+from skillserve.settings import BenchSettings
+from skillserve_bench.lengths import LENGTHS, Length
+from skillserve_bench.load.generator import COMPLETED, Generator
+from skillserve_bench.load.schedule import ClosedLoop, Load, OpenLoop, Phase
+from skillserve_bench.measurement import Contender, Measurement, measure
+from skillserve_bench.overload import Overload, weigh_overload
+from skillserve_bench.rate_search import Bracket, search_rate
+
+__all__ = [
+    "MOST_CONFIRMATIONS",
+    "OVERLOADS",
+    "SCENARIOS",
+    "WANTED_SHARE",
+    "Results",
+    "Scenario",
+    "Stand",
+    "keeps_bound",
+]
+
+Scenario = Literal["single", "multi", "offline", "server", "overload"]
+SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
+
+OVERLOADS = (1.5, 2.0)
+_BESIDE = 0.5
+"""Share of the saturation rate before and after an overload."""
+_PILOT_S = 1.0
+_SPARE = 1.5
+"""Requests that a closed loop is given, relative to those that the pilot lets expect."""
+_LEAST = 50
+_START = 0.7
+"""Where the search for a rate begins, relative to the saturation rate."""
+WANTED_SHARE = 0.99
+MOST_CONFIRMATIONS = 4
+
+
+@dataclass(kw_only=True)
+class Results:
+    """What was measured on one contender; grows, so that a run that is ended keeps what it has."""
+
+    contender: str
+    measurements: list[Measurement] = field(default_factory=list)
+    bracket: Bracket | None = None
+    server_rate: float | None = None
+    """Requests a second that keep the bound, confirmed; None if none was."""
+    probes: list[Measurement] = field(default_factory=list)
+    saturation_per_s: float | None = None
+    """Requests a second of one sequence each that saturated clients get."""
+    overloads: list[Overload] = field(default_factory=list)
+    problem: str | None = None
+    """Why not everything was measured."""
+
+
+def keeps_bound(found: Measurement, settings: BenchSettings) -> bool:
+    """Whether a run kept the bound of the scenario `server`."""
+    return not found.objections and found.share_within(settings.bound_ms) >= WANTED_SHARE
+
+
+class _Ended(Exception):
+    """A run ended before its time: what was measured stands, and nothing more is."""
+
+
+class Stand:
+    """One contender on the test stand."""
+
+    def __init__(self, generator: Generator, contender: Contender, settings: BenchSettings) -> None:
+        self._generator, self._contender, self._settings = generator, contender, settings
+        self._length: Length = LENGTHS[settings.length]
+        self._seeds = itertools.count(settings.seed)  # one for each schedule
+        self.results = Results(contender=contender.name)
+
+    def run(self, scenarios: Sequence[Scenario]) -> Results:
+        """Carry the scenarios out, in their order. An error or Ctrl-C ends them; the results say why, and stand."""
+        steps: dict[Scenario, Callable[[], object]] = {
+            "single": self._single,
+            "multi": self._multi,
+            "offline": self._offline,
+            "server": self._server,
+            "overload": self._overload,
+        }
+        try:
+            for scenario in SCENARIOS:
+                if scenario in scenarios:
+                    steps[scenario]()
+        except _Ended as ended:
+            self.results.problem = str(ended)
+        except SkillserveError as error:
+            self.results.problem = str(error)
+        return self.results
+
+    def _single(self) -> None:
+        self._closed("single", num_clients=1)
+
+    def _multi(self) -> None:
+        if self._contender.multi > 1:
+            self._closed("multi", num_clients=1, each=self._contender.multi)
+
+    def _offline(self) -> None:
+        self._closed("offline", num_clients=self._settings.num_clients, each=self._contender.bulk)
+
+    def _server(self) -> None:
+        """Bisect, then confirm what was found with a longer run."""
+        start = self._saturation() * _START
+        self.results.bracket = bracket = search_rate(
+            self._probe, start=start, tolerance=self._length.rate_tolerance, most_probes=self._length.most_probes
+        )
+        rate = bracket.passed
+        for _ in range(MOST_CONFIRMATIONS if rate is not None else 0):
+            confirmed = self._open("server", [Phase(rate or 0.0, self._length.run_s)])
+            if keeps_bound(confirmed, self._settings):
+                self.results.server_rate = rate
+                self.results.measurements.append(confirmed)
+                return
+            self.results.probes.append(confirmed)
+            rate = (rate or 0.0) / (1 + self._length.rate_tolerance)
+
+    def _overload(self) -> None:
+        saturation, seconds = self._saturation(), self._length.overload_s
+        for factor in OVERLOADS:
+            phases = [
+                Phase(_BESIDE * saturation, seconds),
+                Phase(factor * saturation, seconds),
+                Phase(_BESIDE * saturation, 3 * seconds),
+            ]
+            found = self._open(f"overload {factor:g}x", phases, whole=True)
+            self.results.measurements.append(found)
+            self.results.overloads.append(
+                weigh_overload(
+                    found,
+                    factor=factor,
+                    begin_s=seconds,
+                    end_s=2 * seconds,
+                    wanted_share=WANTED_SHARE,
+                    bound_ms=self._settings.bound_ms,
+                )
+            )
+
+    def _probe(self, rate: float) -> bool:
+        found = self._open("probe", [Phase(rate, self._length.probe_s)])
+        self.results.probes.append(found)
+        return keeps_bound(found, self._settings)
+
+    def _saturation(self) -> float:
+        """Requests a second that saturated clients get; measured once."""
+        if self.results.saturation_per_s is None:
+            found = self._closed("saturation", num_clients=self._settings.num_clients)
+            self.results.saturation_per_s = found.per_s.value
+        return self.results.saturation_per_s
+
+    def _closed(self, scenario: str, *, num_clients: int, each: int = 1) -> Measurement:
+        """A closed loop for the length of a run, with as many requests as a pilot lets expect, and some to spare."""
+        load = ClosedLoop(num_clients=num_clients, seconds=self._length.run_s)
+        pilot = self._generator.drive(
+            self._contender.target,
+            self._contender.supply.take(_LEAST, each=each),
+            replace(load, seconds=_PILOT_S),
+            window_s=self._length.window_s,
+        )
+        num = max(round(pilot.per_s * self._length.run_s * _SPARE), _LEAST)
+        found = self._measured(scenario, load, self._contender.supply.take(num, each=each), each=each)
+        self.results.measurements.append(found)
+        return self._checked(found)
+
+    def _open(self, scenario: str, phases: Sequence[Phase], *, whole: bool = False) -> Measurement:
+        load = OpenLoop.draw(phases, arrivals=self._settings.arrivals, seed=next(self._seeds))
+        payloads = self._contender.supply.take(len(load.offsets))
+        return self._checked(self._measured(scenario, load, payloads, whole=whole))
+
+    def _measured(
+        self, scenario: str, load: Load, payloads: Sequence[bytes], *, each: int = 1, whole: bool = False
+    ) -> Measurement:
+        talk(f"{self._contender.name}, {scenario}: {load}, {load.seconds:g} s")
+        return measure(
+            self._generator,
+            self._contender,
+            load,
+            payloads,
+            scenario=scenario,
+            window_s=self._length.window_s,
+            seed=self._settings.seed,
+            each=each,
+            whole=whole,
+        )
+
+    def _checked(self, found: Measurement) -> Measurement:
+        if found.ended != COMPLETED:
+            if not any(found is each for each in self.results.measurements):
+                self.results.measurements.append(found)
+            raise _Ended(f"{found.scenario}: {found.ended}")
+        return found

@@ -1,0 +1,31 @@
+"""When a run has settled: its warm-up lasts until three windows in a row agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from skillserve_bench.load.windows import Window
+
+__all__ = ["AGREEING", "TOLERANCE", "num_warm_up"]
+
+AGREEING = 3
+TOLERANCE = 0.10
+"""Windows agree if the greatest of their median latencies is at most so much above the least."""
+
+_LEAST_ANSWERS = 5
+"""A window with fewer has no median to speak of."""
+
+
+def num_warm_up(windows: Sequence[Window]) -> int | None:
+    """How many windows are warm-up: up to and with the first three in a row that agree; None if none do.
+
+    A window without enough answers agrees with nothing.
+    """
+    medians = [
+        window.latencies.quantile_us(0.5) if window.latencies.num >= _LEAST_ANSWERS else None for window in windows
+    ]
+    for end in range(AGREEING, len(medians) + 1):
+        last = [median for median in medians[end - AGREEING : end] if median is not None]
+        if len(last) == AGREEING and max(last) <= (1 + TOLERANCE) * min(last):
+            return end
+    return None

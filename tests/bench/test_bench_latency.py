@@ -1,0 +1,274 @@
+"""Measurements, overload, comparison, charts and the page, from windows made by hand."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from skillserve.cli import main
+from skillserve.errors import ConfigError
+from skillserve.settings import BenchSettings
+from skillserve_bench.environment import observe
+from skillserve_bench.gpus import GpuMeter
+from skillserve_bench.levels import IndexBuild
+from skillserve_bench.load.histogram import Histogram
+from skillserve_bench.load.windows import Window
+from skillserve_bench.measurement import Measurement, within
+from skillserve_bench.overload import weigh_overload
+from skillserve_bench.page import html_page
+from skillserve_bench.presentation import Material, findings_of
+from skillserve_bench.processor import Usage
+from skillserve_bench.rate_search import Bracket
+from skillserve_bench.report import Report, check_files, deliver
+from skillserve_bench.scenarios.latency import Results
+from skillserve_client import Statistics
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+WINDOW_S = 0.5
+
+
+def window(number: int, latencies_ms: list[float], failures: dict[str, int] | None = None) -> Window:
+    """A window of answers and failures."""
+    num = len(latencies_ms) + sum((failures or {}).values())
+    return Window(
+        number=number,
+        num_scheduled=num,
+        num_done=len(latencies_ms),
+        latencies=Histogram.of((np.array(latencies_ms) * 1e6).astype(np.int64)),
+        lags=Histogram.of(np.full(num, 100_000)),
+        failures=failures or {},
+    )
+
+
+def measurement(scenario: str, median_ms: float = 10.0, *, seed: int = 1, rate: float | None = None) -> Measurement:
+    """A run of twenty windows."""
+    rng = np.random.default_rng(seed)
+    windows = [window(i, (median_ms * rng.lognormal(0, 0.2, 60)).tolist()) for i in range(20)]
+    statistics = Statistics(
+        num_requests=1_200, num_failed=0, num_executions=400, queue_ms=600.0, compute_ms=2_400.0, input_ms=60.0,
+        output_ms=12.0, batch_sizes={1: 100, 3: 200, 5: 100},
+    )  # fmt: skip
+    return Measurement(
+        scenario=scenario,
+        contender="embedder",
+        load="a load",
+        offered_per_s=rate,
+        each=1,
+        ended="completed",
+        settled=True,
+        num_warm_up=3,
+        windows=windows,
+        window_s=WINDOW_S,
+        lag_p99_ms=0.2,
+        busiest=0.3,
+        num_workers=1,
+        clock_step_s=0.0,
+        usage=Usage(client=0.1, server=0.8, others=0.1),
+        memory_mib=200.0,
+        gpu=None,
+        server={"embedder": statistics},
+        first_error=None,
+        seed=1,
+    )
+
+
+def material(median_ms: float = 10.0, *, seed: int = 1) -> Material:
+    """Everything that a report may show."""
+    results = Results(contender="embedder", saturation_per_s=120.0, server_rate=80.0, bracket=Bracket(80.0, 84.0, 6))
+    names = ("single", "multi", "offline", "saturation")
+    results.measurements += [measurement(name, median_ms, seed=seed + i) for i, name in enumerate(names)]
+    results.measurements.append(measurement("server", median_ms, rate=80.0))
+    overloaded = measurement("overload 2x", rate=100.0)
+    results.measurements.append(overloaded)
+    results.overloads.append(
+        weigh_overload(overloaded, factor=2.0, begin_s=1.0, end_s=2.0, wanted_share=0.99, bound_ms=100.0)
+    )
+    results.probes.append(measurement("probe", 200.0, rate=160.0))
+    return Material(
+        server="Triton 2.51.0 (embedded)",
+        results=[results],
+        index=IndexBuild(seconds=2.0, num_skills=108),
+        sources=["Requests for embedder: <216> real ones."],
+        lens={"embedder": [5, 9, 9, 30]},
+        settings=BenchSettings(),
+    )
+
+
+def report(found: Material) -> Report:
+    """A report of it."""
+    return Report(findings=findings_of(found), environment=observe(), command="skillserve bench latency")
+
+
+def test_a_late_generator_makes_a_run_invalid_and_says_why() -> None:
+    late = replace(measurement("single"), lag_p99_ms=1.01)
+    assert measurement("single").objections == []
+    assert "started 1.01 ms late at p99 (limit 1 ms)" in late.objections[0]
+    found = material()
+    found.results[0].measurements[0] = late
+    findings = findings_of(found)
+    assert not findings.passed
+    assert findings.summary[0].startswith("NOT VALID: embedder single: invalid")
+
+
+def test_a_stepped_clock_and_failures_are_remarked_and_a_partial_run_is_marked() -> None:
+    stepped = replace(measurement("single"), clock_step_s=-3_600.0, settled=False)
+    assert any("set by -3600.0 s" in remark for remark in stepped.remarks)
+    assert any("never settled" in remark for remark in stepped.remarks)
+    shed = replace(measurement("single"), windows=[window(0, [1.0], {"ServerOverloaded": 3})], first_error="full")
+    assert shed.remarks == ["failed: 3 ServerOverloaded (first: full)"]
+    assert shed.share_within(100.0) == 0.25
+    partial = replace(material(), interrupted=True)
+    assert findings_of(partial).summary[0].startswith("PARTIAL")
+    assert not findings_of(partial).passed
+
+
+def test_what_failed_counts_as_late() -> None:
+    assert within([window(0, [10.0, 99.0, 101.0], {"DeadlineExceeded": 1})], 100.0) == 2
+
+
+def test_an_overload_is_weighed_by_what_was_scheduled_in_it() -> None:
+    windows = [window(i, [10.0] * 10) for i in range(2)]
+    windows += [window(i, [10.0] * 4 + [500.0] * 6, {"ServerOverloaded": 8, "DeadlineExceeded": 2}) for i in (2, 3)]
+    windows += [window(4, [500.0] * 10), window(5, [10.0] * 10), window(6, [500.0] * 10)]
+    windows += [window(i, [10.0] * 10) for i in range(7, 10)]
+    run = replace(measurement("overload 2x"), windows=windows)
+    found = weigh_overload(run, factor=2.0, begin_s=1.0, end_s=2.0, wanted_share=0.99, bound_ms=100.0)
+    assert (found.offered_per_s, found.goodput_per_s) == (40.0, 8.0)
+    assert (found.shed_share, found.late_share, found.failed_share) == (0.4, 0.3, 0.1)
+    assert (found.recovery_s, found.watched_s) == (1.5, 3.0)  # window 5 was a lull, not a recovery
+    never = replace(run, windows=windows[:7])
+    assert (
+        weigh_overload(never, factor=2.0, begin_s=1.0, end_s=2.0, wanted_share=0.99, bound_ms=100.0).recovery_s is None
+    )
+
+
+def written(folder: Path, name: str, found: Material) -> Path:
+    """A JSON report on disk."""
+    path = folder / name
+    deliver(report(found), files=[path], as_json=True)
+    return path
+
+
+def compared(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any]:
+    """`bench compare --json`."""
+    capsys.readouterr()
+    code = main(["bench", "compare", *map(str, arguments), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_twice_the_latency_is_a_regression_and_the_reverse_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = written(tmp_path, "old.json", material()), written(tmp_path, "new.json", material(20.0, seed=9))
+    code, found = compared(capsys, old, new)
+    assert (code, found["passed"]) == (1, False)
+    p50 = next(each for each in found["ratios"] if (each["scenario"], each["figure"]) == ("single", "p50"))
+    assert p50["ratio"]["value"] == pytest.approx(2, rel=0.1)
+    assert p50["ratio"]["low"] > 1.5
+    assert p50["regression"]
+    assert compared(capsys, new, old)[0] == 0
+    assert compared(capsys, old, new, "--regression-share", 3)[0] == 0
+
+
+def test_other_accidents_of_the_same_latencies_are_no_regression(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = written(tmp_path, "old.json", material()), written(tmp_path, "new.json", material(seed=50))
+    code, found = compared(capsys, old, new)
+    assert (code, found["passed"]) == (0, True)
+    assert {each["scenario"] for each in found["ratios"]} == {"single", "multi", "offline", "saturation", "server"}
+
+
+def test_invalid_runs_are_named_and_not_judged_and_strange_files_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = material(30.0)
+    late.results[0].measurements[0] = replace(measurement("single", 30.0), lag_p99_ms=5.0)
+    old, new = written(tmp_path, "old.json", material()), written(tmp_path, "new.json", late)
+    _, found = compared(capsys, old, new)
+    assert "single" not in {each["scenario"] for each in found["ratios"]}
+    assert any("single: not compared, invalid" in remark for remark in found["remarks"])
+    strange = tmp_path / "strange.json"
+    strange.write_text('{"figures": []}')
+    assert compared(capsys, old, strange)[0] == 2
+
+
+def test_the_page_is_one_file_with_the_outcome_first_and_every_chart_in_it() -> None:
+    found = report(material())
+    page = html_page(found, circumstances=["Machine: <Abacus>"])
+    assert page.index("keep p99 within") < page.index("<img")
+    assert "&lt;Abacus&gt;" in page
+    assert "&lt;216&gt;" in page
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page)
+    charts = [base64.b64decode(data) for data in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)]
+    assert len(charts) == len(found.findings.charts) == 6
+    for chart in charts:
+        assert ET.fromstring(chart).tag.endswith("svg")  # noqa: S314 -- our own
+    assert {chart.title for chart in found.findings.charts} >= {
+        "embedder: latency against rate",
+        "Lengths of what was sent",
+    }
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH to open the page in")
+def test_a_browser_shows_the_page(tmp_path: Path) -> None:
+    page, picture = tmp_path / "latency.html", tmp_path / "latency.png"
+    deliver(report(material()), files=[page], as_json=True)
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,2400"]
+    shown = subprocess.run([*command, f"--screenshot={picture}", page.as_uri()], capture_output=True, timeout=120)
+    assert shown.returncode == 0, shown.stderr
+    assert imread(picture).std() > 0.05  # not a blank page
+
+
+def test_a_full_disk_loses_no_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/dev/full is a disk that is always full."""
+
+    def on_a_full_disk(path: Path, content: str) -> None:
+        assert path
+        with Path("/dev/full").open("w") as file:
+            file.write(content)
+
+    monkeypatch.setattr("skillserve_bench.report.write_text", on_a_full_disk)
+    with pytest.raises(ConfigError, match="No space left"):
+        deliver(report(material()), files=[tmp_path / "latency.json"], as_json=False)
+    assert json.loads(capsys.readouterr().out)["benchmark"] == "latency"
+
+
+def test_a_report_of_an_unknown_form_or_nowhere_to_write_it_is_refused_before_anything_is_measured(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match=r"one of \.md, \.html, \.json"):
+        check_files([tmp_path / "latency.pdf"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="room and permission"):
+        check_files([tmp_path / "file" / "latency.md"])
+
+
+def test_statistics_between_two_moments_are_differences() -> None:
+    early = Statistics(num_requests=2, num_failed=0, num_executions=2, queue_ms=1.0, compute_ms=2.0, batch_sizes={1: 2})
+    late = Statistics(
+        num_requests=8, num_failed=1, num_executions=4, queue_ms=5.0, compute_ms=9.0, batch_sizes={1: 2, 3: 2}
+    )
+    between = late.since(early)
+    assert (between.num_requests, between.num_executions, between.batch_sizes) == (6, 2, {3: 2})
+    assert (between.queue_ms, between.compute_ms) == (4.0, 7.0)
+
+
+def test_without_a_gpu_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with GpuMeter() as meter:
+        pass
+    assert meter.usage is None

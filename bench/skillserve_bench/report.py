@@ -122,7 +122,7 @@ def check_files(files: Sequence[Path]) -> None:
                 f"report `{file}`",
                 got=f"the ending `{file.suffix}`",
                 wanted=f"one of {', '.join(_FORMS)}",
-                fix="Rename it: the ending says how the report is written.",
+                fix="Name another file: the ending of --out says how the report is written.",
             )
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_the_live_bundle_and_no_remains(
 
 
 PUBLISH_WITH_LITTLE_ROOM = """
-import resource, signal, sys
+import os, resource, signal, sys
 from pathlib import Path
 from skillserve.errors import BundleError
 from skillserve_client.bundle import open_bundle, publish
@@ -198,7 +198,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFIN
 try:
     publish(root, files=files, num_skills=5, dim=16, catalogue="a" * 64, models=live.manifest.models)
 except BundleError as error:
-    print(error.got)
+    print(error.got, flush=True)
+os._exit(0)  # as commands end: threads of native libraries may abort the interpreter's teardown
 """
 
 

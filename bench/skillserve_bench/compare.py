@@ -2,7 +2,8 @@
 
 A figure is a regression if it is worse by more than the share AND its interval excludes 1: a difference that is both
 too large and not an accident of these runs. With fewer than ten windows on a side there is no interval, and the
-ratio alone decides. Runs that are partial or invalid are named and not judged.
+ratio alone decides. Of so many ratios some 95 % intervals would exclude 1 by accident; so each has the confidence
+that makes it 95 % for all together (Bonferroni). Runs that are partial or invalid are named and not judged.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from skillserve.errors import UsageError
-from skillserve_bench.intervals import Estimate, quantile_ratio, rate_ratio
+from skillserve_bench.intervals import CONFIDENCE, Estimate, quantile_ratio, rate_ratio
 from skillserve_bench.load.windows import Window
 from skillserve_bench.measurement import per_window
 from skillserve_bench.report import Table
@@ -95,7 +96,9 @@ def compare_reports(new: Mapping[str, Any], old: Mapping[str, Any], *, share: fl
     """Form all ratios; UsageError if the reports have no measurement in common that can be judged."""
     remarks = _circumstances(new, old)
     ratios: list[Ratio] = []
-    for level, name, one, other in _common(new, old, remarks):
+    common = _common(new, old, remarks)
+    confidence = 1 - (1 - CONFIDENCE) / max(len(common) * (len(_SHARES) + 1), 1)
+    for level, name, one, other in common:
         objections = [*one["objections"], *other["objections"]]
         if objections:
             remarks.append(f"{level}, {name}: not compared, {objections[0]}")
@@ -103,11 +106,11 @@ def compare_reports(new: Mapping[str, Any], old: Mapping[str, Any], *, share: fl
         sides = [[Window.from_dict(window) for window in found["windows"]] for found in (one, other)]
         latencies = [[window.latencies for window in windows] for windows in sides]
         for figure, at in _SHARES.items():
-            ratio = quantile_ratio(latencies[0], latencies[1], at, seed=seed)
+            ratio = quantile_ratio(latencies[0], latencies[1], at, seed=seed, confidence=confidence)
             ratios.append(_judged(level, name, figure, ratio, share, more_is_worse=True))
         rates = [per_window(windows, found["window_s"]) for windows, found in zip(sides, (one, other), strict=True)]
         if all(rates):
-            ratio = rate_ratio(rates[0], rates[1], seed=seed)
+            ratio = rate_ratio(rates[0], rates[1], seed=seed, confidence=confidence)
             ratios.append(_judged(level, name, "requests/s", ratio, share, more_is_worse=False))
     for level in new["figures"]["levels"].keys() & old["figures"]["levels"].keys():
         found = [report["figures"]["levels"][level]["server_rate_per_s"] for report in (new, old)]

@@ -36,7 +36,7 @@ __all__ = [
 
 CONFIDENCE = 0.95
 MIN_WINDOWS = 10
-_RESAMPLES = 1_000
+_RESAMPLES = 2_000
 
 Counts = npt.NDArray[np.int64]
 
@@ -103,7 +103,9 @@ def mean_estimate(values: Sequence[float], *, seed: int) -> Estimate:
     return Estimate(float(array.mean()), *_percentiles(_resampled_means(array, np.random.default_rng(seed))))
 
 
-def quantile_ratio(new: Sequence[Histogram], old: Sequence[Histogram], share: float, *, seed: int) -> Estimate:
+def quantile_ratio(
+    new: Sequence[Histogram], old: Sequence[Histogram], share: float, *, seed: int, confidence: float = CONFIDENCE
+) -> Estimate:
     """A quantile of one run relative to that of another, each resampled for itself."""
     rng = np.random.default_rng(seed)
     sides = [_aligned(new), _aligned(old)]
@@ -111,17 +113,17 @@ def quantile_ratio(new: Sequence[Histogram], old: Sequence[Histogram], share: fl
     if min(len(new), len(old)) < MIN_WINDOWS:
         return Estimate(whole[0] / whole[1])
     drawn = [at_share(values, _resampled(counts, rng), share) for values, counts in sides]
-    return Estimate(whole[0] / whole[1], *_percentiles(drawn[0] / drawn[1]))
+    return Estimate(whole[0] / whole[1], *_percentiles(drawn[0] / drawn[1], confidence))
 
 
-def rate_ratio(new: Sequence[float], old: Sequence[float], *, seed: int) -> Estimate:
+def rate_ratio(new: Sequence[float], old: Sequence[float], *, seed: int, confidence: float = CONFIDENCE) -> Estimate:
     """The mean over windows of one run relative to that of another."""
     rng = np.random.default_rng(seed)
     sides = [np.asarray(side, np.float64) for side in (new, old)]
     value = float(sides[0].mean() / sides[1].mean())
     if min(len(new), len(old)) < MIN_WINDOWS:
         return Estimate(value)
-    return Estimate(value, *_percentiles(_resampled_means(sides[0], rng) / _resampled_means(sides[1], rng)))
+    return Estimate(value, *_percentiles(_resampled_means(sides[0], rng) / _resampled_means(sides[1], rng), confidence))
 
 
 def _aligned(windows: Sequence[Histogram]) -> tuple[npt.NDArray[np.float64], Counts]:
@@ -148,8 +150,8 @@ def _resampled_means(values: npt.NDArray[np.float64], rng: np.random.Generator) 
     return means
 
 
-def _percentiles(drawn: npt.NDArray[np.float64]) -> tuple[float, float]:
-    tail = (1 - CONFIDENCE) / 2
+def _percentiles(drawn: npt.NDArray[np.float64], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
 

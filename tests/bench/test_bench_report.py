@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from skillserve.errors import ConfigError
 from skillserve_bench.environment import Environment, observe, portable_command
 from skillserve_bench.processor import Meter, Usage
 from skillserve_bench.report import Findings, Report, Table, cores, deliver, markdown
@@ -86,12 +87,14 @@ def test_a_report_is_written_where_it_was_asked_for_and_json_stays_alone_on_stdo
     assert printed["environment"]["num_cores"] == 2
 
 
-def test_a_report_that_could_not_be_written_leaves_stdout_to_the_error(
+def test_a_report_that_could_not_be_written_comes_with_the_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(OSError, match=tmp_path.name):
-        deliver(REPORT, file=tmp_path, as_json=True)
+    (tmp_path / "report.md").mkdir()
+    with pytest.raises(ConfigError, match=r"report\.md") as raised:
+        deliver(REPORT, files=[tmp_path / "report.md"], as_json=True)
     assert capsys.readouterr().out == ""
+    assert raised.value.findings["figures"] == {"packed": 353.0}
 
 
 def test_people_see_the_summary_and_the_table(capsys: pytest.CaptureFixture[str]) -> None:

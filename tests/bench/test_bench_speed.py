@@ -43,6 +43,22 @@ def stock_reranker(tiny_reranker: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
+@pytest.fixture(scope="module")
+def short_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Skills and requests of a few words that the tiny tokenizer knows, so that nobody has to cut a pair."""
+    folder = tmp_path_factory.mktemp("short") / "words"
+    words = ["find", "skill", "sql", "query", "deploy", "test", "agent", "the", "and", "log", "index", "plan"]
+    rng = np.random.default_rng(SEED)
+    some = [" ".join(rng.choice(words, rng.integers(1, 6)).tolist()) for _ in range(90)]
+    skills = [{"id": f"s{i}", "name": some[i], "description": some[i + 30], "body": some[i + 60]} for i in range(30)]
+    queries = [{"id": f"q{i}", "query": f"{some[i]} {some[i + 30]}", "skill_ids": [f"s{i}"]} for i in range(8)]
+    qrels = [{"query_id": f"q{i}", "skill_id": f"s{i}", "relevance": 1} for i in range(8)]
+    for part, rows in (("skills", skills), ("queries", queries), ("qrels", qrels)):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
 def test_a_subset_keeps_the_skills_that_fit_its_requests(sample_data: Path) -> None:
     corpus = read_corpus(sample_data, num_skills=20, num_requests=4, seed=SEED)
     golds = {skill for of_one in corpus.qrels.values() for skill, rel in of_one.items() if rel > 0}
@@ -146,13 +162,13 @@ def test_speed_is_measured_beside_everybody_and_every_row_checked(
     repositories: tuple[Path, Path],
     stock_embedder: Path,
     stock_reranker: Path,
-    sample_data: Path,
+    short_data: Path,
     tmp_path: Path,
 ) -> None:
     """Speeds are not asserted: a model of a few thousand parameters says nothing about them."""
     packed, padded = repositories
     report = tmp_path / "speed.md"
-    arguments: list[Any] = ["--data", sample_data, "--weights", stock_embedder, "--reranker-weights", stock_reranker]
+    arguments: list[Any] = ["--data", short_data, "--weights", stock_embedder, "--reranker-weights", stock_reranker]
     arguments += ["--repository", packed, "--padded", padded, "--num-skills", 24, "--num-requests", 4, "--rounds", 2]
     code = main(["bench", "speed", *map(str, arguments), "--num-clients", "4", "--out", str(report), "--json"])
     found = json.loads(capsys.readouterr().out)

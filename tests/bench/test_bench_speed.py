@@ -18,7 +18,7 @@ from skillserve.settings import ExportSettings
 from skillserve_bench.inprocess import LocalModel
 from skillserve_bench.speed.contenders import run_joined
 from skillserve_bench.speed.flops import Product
-from skillserve_bench.speed.gemm import gemms
+from skillserve_bench.speed.gemm import Gemm, Shape, gemms
 from skillserve_bench.speed.peers import PEER_NAMES, open_peers, openers
 from skillserve_bench.speed.workload import Embedding, Reranking, read_corpus
 from skillserve_client.tokens import embedder_tokens, reranker_tokens
@@ -131,6 +131,12 @@ def test_kernels_multiply_what_they_are_given_and_the_missing_ones_are_named() -
         *(f"{library} {kind}" for library in ("onnxruntime", "torch") for kind in ("fp32", "bf16", "int8"))
     }
     assert all(each.rate(seconds=0.0) > 0 for each in found)
+
+
+def test_a_rate_weighs_shapes_by_how_often_the_model_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Shape, "seconds", lambda shape, _least_s: {100.0: 1.0, 300.0: 2.0}[shape.flops])
+    gemm = Gemm("a library", "fp32", [Shape(list, 100.0, 1), Shape(list, 300.0, 4)])
+    assert gemm.rate() == pytest.approx((100 + 4 * 300) / (1 + 4 * 2))
 
 
 @pytest.fixture(scope="module")

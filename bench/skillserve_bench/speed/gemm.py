@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from skillserve.errors import MissingExtraError
 from skillserve.tensors import Precision
 from skillserve_bench.speed.flops import Product
 
-__all__ = ["Gemm", "gemms"]
+__all__ = ["Gemm", "Shape", "gemms"]
 
 MEASURED_S = 1.0
-"""Least time of one measurement: hundreds of products of a small model."""
+"""Time of one measurement: tens of products of each shape of a small model."""
 
 _OPSET, _IR_VERSION = 17, 8
 """As the exported graphs have them."""
@@ -31,13 +32,32 @@ _OPSET, _IR_VERSION = 17, 8
 _SEED = 7
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One linear product, ready to be run."""
+
+    run: Callable[[], object]
+    flops: float
+    num: int
+    """How often the model has it."""
+
+    def seconds(self, least_s: float) -> float:
+        """Mean time, over at least one run and until `least_s` are over."""
+        num = 0
+        begin = time.perf_counter()
+        while (elapsed := time.perf_counter() - begin) < least_s or not num:
+            self.run()
+            num += 1
+        return elapsed / num
+
+
+@dataclass(frozen=True, slots=True)
 class Gemm:
     """All linear products of a model in one precision, by one library."""
 
-    def __init__(self, library: str, precision: Precision, runs: Sequence[tuple[Callable[[], object], float]]) -> None:
-        self.library = library
-        self.precision: Precision = precision
-        self._runs = list(runs)
+    library: str
+    precision: Precision
+    shapes: Sequence[Shape]
 
     @property
     def name(self) -> str:
@@ -45,14 +65,10 @@ class Gemm:
         return f"{self.library} {self.precision}"
 
     def rate(self, *, seconds: float = MEASURED_S) -> float:
-        """Operations a second, over whole rounds through all shapes until the time is over, at least one."""
-        flops = 0.0
-        begin = time.perf_counter()
-        while (elapsed := time.perf_counter() - begin) < seconds or not flops:
-            for run, cost in self._runs:
-                run()
-                flops += cost
-        return flops / elapsed
+        """Operations a second, each shape weighted by how often the model has it; takes about `seconds`."""
+        each_s = [shape.seconds(seconds / len(self.shapes)) for shape in self.shapes]
+        flops = sum(shape.flops * shape.num for shape in self.shapes)
+        return flops / sum(shape.num * spent for shape, spent in zip(self.shapes, each_s, strict=True))
 
 
 def gemms(
@@ -83,28 +99,16 @@ def gemms(
     absent = {"onnxruntime bf16": "has no bf16 MatMul on the CPU"}
     for (library, precision), make in makers.items():
         try:
-            runs = [
-                (make(product), float(2 * num_tokens * product.num_inputs * product.num_outputs * product.num))
-                for product in products
+            shapes = [
+                Shape(make(each), 2.0 * num_tokens * each.num_inputs * each.num_outputs, each.num) for each in products
             ]
-            for run, _ in runs:
-                run()
+            for shape in shapes:
+                shape.run()
         except (RuntimeError, NotImplementedError) as error:
             absent[f"{library} {precision}"] = str(error).splitlines()[0]
         else:
-            repeated = [
-                (_repeated(run, product.num), cost) for (run, cost), product in zip(runs, products, strict=True)
-            ]
-            found.append(Gemm(library, precision, repeated))
+            found.append(Gemm(library, precision, shapes))
     return found, absent
-
-
-def _repeated(run: Callable[[], object], num: int) -> Callable[[], None]:
-    def all_of_them() -> None:
-        for _ in range(num):
-            run()
-
-    return all_of_them
 
 
 def _onnx(

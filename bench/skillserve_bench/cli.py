@@ -1,4 +1,4 @@
-"""The commands `skillserve bench quality|batching|overhead|score|latency|compare`."""
+"""The commands `skillserve bench quality|batching|overhead|score|speed|latency|compare`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from skillserve_bench.scenarios.batching import measure_batching
 from skillserve_bench.scenarios.overhead import measure_overhead
 from skillserve_bench.scenarios.quality import find_catalogue, measure_quality
 from skillserve_bench.scenarios.score import measure_score
+from skillserve_bench.scenarios.speed import Subject, measure_speed
 from skillserve_bench.server import Server, given_server, started_server
+from skillserve_bench.speed.workload import read_corpus
 
 __all__ = ["app"]
 
@@ -183,6 +185,40 @@ def score(
         findings = measure_score(
             server, repository=repository, catalogue=catalogue, num_kills=kills, settings=settings.bench
         )
+    _conclude(findings, environment, files, note, as_json=as_json)
+
+
+@app.command()
+@with_settings("bench.rounds", "bench.num_clients", "bench.seed", "client.max_request_tokens")
+def speed(
+    data: Annotated[Path, typer.Option(help="folder in SkillRet's layout; its test split is computed")],
+    weights: Annotated[Path, typer.Option(help="weights folder of the embedder, for its shapes and the baselines")],
+    repository: Annotated[
+        list[Path], typer.Option(help="packed model repository; once for each precision, fp32 among them")
+    ],
+    padded: Annotated[
+        list[Path] | None, typer.Option(help="padded model repository of the same weights; once for each precision")
+    ] = None,
+    reranker_weights: Annotated[
+        Path | None, typer.Option(help="weights folder of the repositories' reranker; without it none is measured")
+    ] = None,
+    num_skills: Annotated[
+        int | None, typer.Option(min=1, help="take so many skills only, those that fit among them, for a trial")
+    ] = None,
+    num_requests: Annotated[int | None, typer.Option(min=1, help="take so many requests only, for a trial")] = None,
+    out: Out = None,
+    note: Note = None,
+    *,
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Compare the graph's speed with the machine's, with other implementations, and with a server's."""
+    files = _files(out)
+    environment = observe((*PACKAGES, "optimum-onnx", "openvino"))
+    corpus = read_corpus(data, num_skills=num_skills, num_requests=num_requests, seed=settings.bench.seed)
+    subject = Subject(weights=weights, reranker_weights=reranker_weights, packed=repository, padded=tuple(padded or ()))
+    max_tokens = settings.client.max_request_tokens
+    findings = measure_speed(subject, corpus, settings=settings.bench, max_tokens=max_tokens)
     _conclude(findings, environment, files, note, as_json=as_json)
 
 

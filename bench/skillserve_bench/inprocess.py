@@ -1,4 +1,4 @@
-"""The graph of a model repository in this process: what serving is compared with, for answers and for speed."""
+"""The graphs of a model repository in this process: what serving is compared with, for answers and for speed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import onnxruntime
 
 from skillserve.errors import RepositoryError
 from skillserve.graph_file import check_graph
-from skillserve.tensors import INPUT_IDS, MODEL_NAMES, OUTPUT_NAMES, SEQ_END, SEQ_LENS, TOK_END, Ids, pack
+from skillserve.tensors import INPUT_IDS, MODEL_NAMES, OUTPUT_NAMES, SEQ_END, SEQ_LENS, TOK_END, Ids, Role, pack
 from skillserve_client.configuration import read_configuration, served_version
-from skillserve_client.wire import Floats, ServedModel
+from skillserve_client.wire import Floats, ServedModel, encode
 
-__all__ = ["LocalEmbedder"]
+__all__ = ["LocalEmbedder", "LocalModel"]
 
 _LEVELS = {
     -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -26,32 +26,32 @@ _LEVELS = {
 """Triton's `optimization.graph.level` → ONNX Runtime's."""
 
 
-class LocalEmbedder:
-    """The packed embedder of a repository, run with the options that its configuration asks the server for."""
+class LocalModel:
+    """A model of a repository, of either role and layout, run with the options that its configuration asks for.
 
-    def __init__(self, repository: Path) -> None:
-        self.folder = repository / MODEL_NAMES["embedder"]
+    `profile` is the beginning of the name of a file that ONNX Runtime writes what every operator took to.
+    """
+
+    def __init__(self, repository: Path, role: Role, *, profile: Path | None = None) -> None:
+        self.folder = repository / MODEL_NAMES[role]
         config = read_configuration(self.folder)
         version = served_version(config)
         self.model = ServedModel.from_config(
-            "embedder",
+            role,
             version=version,
             parameters={key: value.string_value for key, value in config.parameters.items()},
             output_dims=config.output[0].dims,
             max_batch_size=config.max_batch_size,
         )
-        if self.model.layout != "packed":
-            raise RepositoryError(
-                f"model folder `{self.folder}`",
-                got=f"layout {self.model.layout}",
-                wanted="layout packed",
-                fix="Export it: skillserve export WEIGHTS --layout packed",
-            )
         graph = self.folder / version / config.default_model_filename
         check_graph(graph, digest=self.model.graph_digest or None)
+        self.options = _options(config)
+        if profile is not None:
+            self.options.enable_profiling = True
+            self.options.profile_file_prefix = str(profile)
         try:
             self._session = onnxruntime.InferenceSession(
-                str(graph), sess_options=_options(config), providers=["CPUExecutionProvider"]
+                str(graph), sess_options=self.options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise RepositoryError(
@@ -61,21 +61,50 @@ class LocalEmbedder:
                 fix="Export it again: skillserve export WEIGHTS",
             ) from error
 
+    def run(self, sequences: Sequence[Ids]) -> Floats:
+        """Rows `[n, D]` or `[n]` of sequences that are run together, as one request of the server's."""
+        if self.model.layout == "padded":
+            feeds = encode(sequences, self.model)
+        else:
+            packed = pack(sequences)
+            feeds = {
+                INPUT_IDS: packed.input_ids[0],
+                SEQ_LENS: packed.seq_lens[0],
+                TOK_END: np.array([packed.input_ids.size], np.int32),
+                SEQ_END: np.array([len(sequences)], np.int32),
+            }
+        rows: Floats = self._session.run([OUTPUT_NAMES[self.model.role]], feeds)[0]
+        return rows
+
+    def run_each(self, sequences: Sequence[Ids]) -> Floats:
+        """Rows of sequences that are run one by one, so that none could touch another."""
+        return np.concatenate([self.run([sequence]) for sequence in sequences])
+
+    def end_profiling(self) -> Path:
+        """The file that the profile stands in; nothing more is added to it."""
+        return Path(self._session.end_profiling())
+
+
+class LocalEmbedder(LocalModel):
+    """The packed embedder of a repository."""
+
+    def __init__(self, repository: Path) -> None:
+        super().__init__(repository, "embedder")
+        if self.model.layout != "packed":
+            raise RepositoryError(
+                f"model folder `{self.folder}`",
+                got=f"layout {self.model.layout}",
+                wanted="layout packed",
+                fix="Export it: skillserve export WEIGHTS --layout packed",
+            )
+
     def embed(self, sequences: Sequence[Ids]) -> Floats:
         """Embeddings `[n, D]` of sequences that are run together, as one request of the server's."""
-        packed = pack(sequences)
-        feeds = {
-            INPUT_IDS: packed.input_ids[0],
-            SEQ_LENS: packed.seq_lens[0],
-            TOK_END: np.array([packed.input_ids.size], np.int32),
-            SEQ_END: np.array([len(sequences)], np.int32),
-        }
-        rows: Floats = self._session.run([OUTPUT_NAMES["embedder"]], feeds)[0]
-        return rows
+        return self.run(sequences)
 
     def embed_each(self, sequences: Sequence[Ids]) -> Floats:
         """Embeddings `[n, D]` of sequences that are run one by one, so that none could touch another."""
-        return np.concatenate([self.embed([sequence]) for sequence in sequences])
+        return self.run_each(sequences)
 
 
 def _options(config: Any) -> onnxruntime.SessionOptions:  # noqa: ANN401 - protobuf messages carry no usable types

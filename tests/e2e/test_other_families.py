@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,10 +27,13 @@ TOLERANCE = 1e-5
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module")
-def bases(make_base: Callable[..., Path]) -> dict[str, Path]:
-    """An embedder and a reranker that are nothing like BERT."""
-    return {"embedder": make_base("modernbert", "embedder"), "reranker": make_base("qwen3", "reranker")}
+MOST_TOKENS = {"modernbert": 200, "qwen3": 400, "late-bert": 60}
+
+
+@pytest.fixture(scope="module", params=["qwen3", "late-bert"])
+def bases(request: pytest.FixtureRequest, make_base: Callable[..., Path]) -> dict[str, Path]:
+    """An embedder that is nothing like BERT, and rerankers that are no classifiers."""
+    return {"embedder": make_base("modernbert", "embedder"), "reranker": make_base(request.param, "reranker")}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,7 @@ def triton(
     for role, base in bases.items():
         weights = folder / role
         command = ["card", "--base", str(base), "--role", role, "--out", str(weights)]
-        skillserve(*command, "--max-tokens", "200" if role == "embedder" else "400")
+        skillserve(*command, "--max-tokens", str(MOST_TOKENS[family_of(base)]))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(graph, "write_whole", functools.partial(write_whole, one_file_bytes=20_000))
             export_model(weights, ExportSettings(repository=repository))
@@ -55,25 +59,47 @@ def triton(
         yield client
 
 
+def family_of(base: Path) -> str:
+    """As its configuration names it."""
+    return str(json.loads((base / "config.json").read_bytes())["model_type"])
+
+
 def sequences(most: int) -> list[Ids]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 300, n).astype(np.int32) for n in (1, most, 9, 77)]
 
 
 def test_embeddings_of_a_modernbert_are_transformers_own(triton: Triton, bases: dict[str, Path]) -> None:
+    texts = sequences(MOST_TOKENS["modernbert"])
     model = AutoModel.from_pretrained(bases["embedder"]).eval()
     with torch.no_grad():
-        first = [model(input_ids=torch.from_numpy(ids[None]).long())[0][0, 0] for ids in sequences(200)]
+        first = [model(input_ids=torch.from_numpy(ids[None]).long())[0][0, 0] for ids in texts]
     wanted = torch.nn.functional.normalize(torch.stack(first), dim=-1)
-    np.testing.assert_allclose(triton.infer("embedder", sequences(200)), wanted.numpy(), rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(triton.infer("embedder", texts), wanted.numpy(), rtol=0, atol=TOLERANCE)
 
 
-def test_scores_of_a_qwen3_are_the_gaps_of_its_logits(triton: Triton, bases: dict[str, Path]) -> None:
-    model = AutoModelForCausalLM.from_pretrained(bases["reranker"]).eval()
-    tokenizer = Tokenizer.from_file(str(bases["reranker"] / "tokenizer.json"))
-    yes, no = (tokenizer.token_to_id(answer) for answer in ("yes", "no"))
-    with torch.no_grad():
-        last = [model(input_ids=torch.from_numpy(ids[None]).long()).logits[0, -1] for ids in sequences(400)]
-    wanted = torch.stack([logits[yes] - logits[no] for logits in last]).numpy()
-    found = triton.infer("reranker", sequences(400))
+def test_scores_are_those_that_transformers_states_give(
+    triton: Triton, bases: dict[str, Path], late_score: Callable[[Path, Ids], float]
+) -> None:
+    """Of a Qwen3 the gaps of its logits, of late interaction the best stretches of requests."""
+    base = bases["reranker"]
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    if family_of(base) == "late-bert":
+        pairs = _late_pairs(tokenizer.token_to_id("[CLS]"))
+        wanted = np.array([late_score(base, pair) for pair in pairs])
+    else:
+        pairs = sequences(MOST_TOKENS["qwen3"])
+        model = AutoModelForCausalLM.from_pretrained(base).eval()
+        yes, no = (tokenizer.token_to_id(answer) for answer in ("yes", "no"))
+        with torch.no_grad():
+            last = [model(input_ids=torch.from_numpy(ids[None]).long()).logits[0, -1] for ids in pairs]
+        wanted = torch.stack([logits[yes] - logits[no] for logits in last]).numpy()
+    found = triton.infer("reranker", pairs)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE * max(1.0, float(np.abs(wanted).max())))
+
+
+def _late_pairs(opening: int) -> list[Ids]:
+    """Three skills for each of two requests."""
+    rng = np.random.default_rng(0)
+    requests, skills = ([rng.integers(10, 100, n) for n in lens] for lens in ((20, 5), (30, 3, 12)))
+    return [np.array([opening, *request, opening, *skill], np.int32) for request in requests for skill in skills]

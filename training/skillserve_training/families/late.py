@@ -31,7 +31,7 @@ __all__ = ["LateBertConfig", "LateBertModel", "best_stretch", "rarity"]
 _LEAST_WEIGHT = 0.05
 """Of a token that stands in every skill."""
 
-_LEAST_SUM = 1e-6
+_LEAST_MEAN = 1e-6
 """What a stretch without any weight is divided by."""
 
 
@@ -84,12 +84,12 @@ def best_stretch(nearest: Tensor, weights: Tensor, lens: Tensor, window: int) ->
 
     A text of fewer tokens is one stretch. No other stretch is shorter: a few last words are no job of their own.
     """
-    running = functional.pad(torch.stack([nearest * weights, weights]).cumsum(-1), (1, 0))
-    running = functional.pad(running, (0, window), mode="replicate")
-    total, weight = running[..., window:] - running[..., :-window]
+    # Each stretch is summed on its own: differences of running sums would have the rounding of the whole text.
+    sums_B2Q = functional.pad(torch.stack([nearest * weights, weights], 1), (0, window))
+    total, weight = functional.avg_pool1d(sums_B2Q, window, stride=1).unbind(1)
     start_Q = torch.arange(total.shape[1], device=total.device)
     inside_BQ = start_Q <= (lens - window).clamp(min=0)[:, None]
-    best: Tensor = (total / weight.clamp(min=_LEAST_SUM)).masked_fill(~inside_BQ, -torch.inf).amax(1)
+    best: Tensor = (total / weight.clamp(min=_LEAST_MEAN)).masked_fill(~inside_BQ, -torch.inf).amax(1)
     return best
 
 

@@ -119,6 +119,7 @@ def test_a_stall_is_seen_by_every_request_that_should_have_started_meanwhile(ser
 
 def test_ctrl_c_ends_a_load_and_keeps_what_was_measured(server: Any) -> None:
     target, requests = target_of(server.url)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in a shell's background ignore it
     with Generator(num_workers=1) as generator:
         prime(generator, target, requests)
         load = OpenLoop.draw([Phase(10, 40)], arrivals="constant", seed=1)

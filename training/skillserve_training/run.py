@@ -23,7 +23,7 @@ from skillserve_training.precision import Precision
 from skillserve_training.report import write_report
 from skillserve_training.weights import write_trained
 
-__all__ = ["identity", "publish", "summarise"]
+__all__ = ["identity", "publish", "scope", "summarise", "versions"]
 
 _PACKAGES = ("skillserve", "torch", "transformers", "tokenizers")
 _NOT_OF_THE_COURSE = {"fresh", "checkpoint_steps", "chunk_size", "gradient_checkpointing"}
@@ -51,7 +51,27 @@ def identity(
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "rows": hashlib.sha256(repr(rows).encode()).hexdigest(),
         **{name: digest for name, digest in sources.items() if digest},
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that weights depend on."""
+    return {package: version(package) for package in _PACKAGES}
+
+
+def scope(to_train: TrainingData, to_choose: TrainingData) -> dict[str, Any]:
+    """What a model has seen of the data and what was kept from it, as the card remembers."""
+    return {
+        "parts": {
+            "origin": to_train.origin,
+            "cut": to_train.cut,
+            "trained_on": to_train.part_digest,
+            "chosen_on": to_choose.part_digest,
+        },
+        "num_queries": len(to_train.queries),
+        "num_skills": len(to_train.skills),
+        "num_holdout_queries": len(to_choose.queries),
     }
 
 
@@ -72,15 +92,7 @@ def summarise(
         "peak_gpu_bytes": course.peak_gpu_bytes,
         "first_loss": course.first_loss,
         "final_loss": course.final_loss,
-        "parts": {
-            "origin": to_train.origin,
-            "cut": to_train.cut,
-            "trained_on": to_train.part_digest,
-            "chosen_on": to_choose.part_digest,
-        },
-        "num_queries": len(to_train.queries),
-        "num_skills": len(to_train.skills),
-        "num_holdout_queries": len(to_choose.queries),
+        **scope(to_train, to_choose),
         "holdout_ndcg_at_10": dict(holdout_ndcg),
     }
 

@@ -85,7 +85,7 @@ def test_models_that_read_texts_differently_are_refused(models: list[Path], tiny
 def test_models_that_may_have_seen_the_hold_out_are_refused(
     models: list[Path], tiny_data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="--holdout-share 0.2"):
+    with pytest.raises(ConfigError, match=r"--holdout-share 0\.2"):
         average(models, tiny_data, tmp_path / "average", share=0.4)
 
 

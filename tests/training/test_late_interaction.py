@@ -16,7 +16,7 @@ from skillserve.card import read_card
 from skillserve.errors import ConfigError
 from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
-from skillserve_training import draft_card, read_training_data, resolve_base, train_embedder, train_reranker
+from skillserve_training import draft_card, forward, read_training_data, resolve_base, train_embedder, train_reranker
 from skillserve_training.families import family_in, family_of
 from skillserve_training.families.late import LateBertModel, best_stretch, rarity
 from skillserve_training.forward import score_all
@@ -118,6 +118,21 @@ def test_equal_requests_are_read_once(late: LateBertModel, tiny_embedder: Path) 
     late.bert.register_forward_pre_hook(lambda _, __, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True)
     score_all(late, pairs_of(tiny_embedder, 6), score_tokens(tiny_embedder, late=True), "float32")
     assert rows == [3, 6]
+
+
+def test_a_pass_holds_the_skills_of_few_requests(
+    late: LateBertModel, tiny_embedder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three requests, asked for in turns: in passes of a few pairs, only two see a second request."""
+    pairs, tokens = pairs_of(tiny_embedder, 60), score_tokens(tiny_embedder, late=True)
+    whole = score_all(late, pairs, tokens, "float32")
+    rows = []
+    late.bert.register_forward_pre_hook(lambda _, __, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True)
+    monkeypatch.setitem(forward._GROUP_TOKENS, "cpu", 150)
+    torch.testing.assert_close(score_all(late, pairs, tokens, "float32"), whole, atol=SAME_SCORE, rtol=0)
+    requests = rows[::2]
+    assert len(requests) > 9
+    assert sum(requests) <= len(requests) + 2
 
 
 def test_a_run_begins_at_the_embedder_and_its_weights_come_back(

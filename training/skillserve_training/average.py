@@ -30,7 +30,7 @@ __all__ = ["average_embedders"]
 _LEAST = 2
 """Models."""
 _ITS_OWN = {"name", "digest", "training", "data_digest", "export"}
-"""What two models on one base may differ in; with all else the same, texts become the same ids and rows the same size."""
+"""What two models on one base may differ in; where all else is the same, texts become the same ids."""
 
 
 def average_embedders(data: TrainingData, models: Sequence[Base], settings: TrainSettings, out: Path) -> ModelCard:

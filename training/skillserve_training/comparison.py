@@ -38,7 +38,8 @@ class RerankerTrainee(Trainee):
     def forward(self, pairs: Sequence[Ids]) -> Tensor:
         """Scores in the given order."""
         with autocast(self._precision, self.pretrained.device):
-            return grouped(pairs, lambda group: score(self.pretrained, group, self._tokens), self.pretrained.device)
+            key = family_of(self.pretrained).order_of_pairs(self._tokens)
+            return grouped(pairs, lambda each: score(self.pretrained, each, self._tokens), self.pretrained.device, key)
 
     def new_head(self) -> Sequence[nn.Module]:
         """Modules that begin untrained."""

@@ -90,9 +90,8 @@ class Reranker:
         sides = dict(zip((skill.id for skill in read), self.tokens.skills(read), strict=True))
         cuts = self.tokens.queries([query.text for query in queries])
         texts = {query.id: cut.ids for query, cut in zip(queries, cuts, strict=True)}
-        # Sorted across queries, so that little is padded; framed in parts, which bounds the memory.
+        # Framed in parts, which bounds the memory; what shares a pass within a part, the model's family decides.
         pairs = [(query, skill) for query, top in candidates.items() for skill in top]
-        pairs.sort(key=lambda pair: len(texts[pair[0]]) + len(sides[pair[1]]))
         reranked: dict[str, dict[str, float]] = {query.id: {} for query in queries}
         with progress("rerank", len(pairs)) as bar:
             for start in range(0, len(pairs), _PAIRS):

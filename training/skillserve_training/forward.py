@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def embed_all(
     model: PreTrainedModel, sequences: Sequence[Ids], card: ModelCard, precision: Precision, bar: Bar | None = None
 ) -> Tensor:
     """Embeddings of any number of sequences, `[N, D]` float32, without gradients; `bar` counts them."""
-    return _in_batches(sequences, lambda batch: embed(model, batch, card), model, precision, bar)
+    return _in_batches(sequences, lambda batch: embed(model, batch, card), model, precision, bar, len)
 
 
 def score_all(
@@ -68,15 +69,21 @@ def score_all(
     bar: Bar | None = None,
 ) -> Tensor:
     """Logits of any number of pairs, `[N]` float32, without gradients; `bar` counts them."""
-    return _in_batches(pairs, lambda batch: score(model, batch, tokens), model, precision, bar)
+    key = family_of(model).order_of_pairs(tokens)
+    return _in_batches(pairs, lambda batch: score(model, batch, tokens), model, precision, bar, key)
 
 
-def grouped(sequences: Sequence[Ids], run: Callable[[Sequence[Ids]], Tensor], device: torch.device) -> Tensor:
-    """Rows of any number of sequences, in the given order, from passes of `run` over groups of similar length.
+def grouped(
+    sequences: Sequence[Ids],
+    run: Callable[[Sequence[Ids]], Tensor],
+    device: torch.device,
+    key: Callable[[Ids], Any] = len,
+) -> Tensor:
+    """Rows of any number of sequences, in the given order, from passes of `run` over groups of neighbours by `key`.
 
-    Neighbours in length share a pass, the longest last, so little is padded.
+    By length, little is padded.
     """
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    order = sorted(range(len(sequences)), key=lambda i: key(sequences[i]))
     groups = token_budget_batches([len(sequences[i]) for i in order], max_tokens=_GROUP_TOKENS[device.type])
     found = torch.cat([run([sequences[i] for i in order[group]]) for group in groups])
     home = torch.empty(len(order), dtype=torch.int64)
@@ -90,6 +97,7 @@ def _in_batches(
     model: PreTrainedModel,
     precision: Precision,
     bar: Bar | None,
+    key: Callable[[Ids], Any],
 ) -> Tensor:
     def counted(group: Sequence[Ids]) -> Tensor:
         rows = run(group).cpu()
@@ -100,6 +108,6 @@ def _in_batches(
     was_training = model.training
     model.eval()
     with torch.no_grad(), autocast(precision, model.device):
-        found = grouped(sequences, counted, model.device)
+        found = grouped(sequences, counted, model.device, key)
     model.train(was_training)
     return found

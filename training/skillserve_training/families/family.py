@@ -7,9 +7,9 @@ Legend: B sequences, L longest of them, H hidden size, D embedding dimension. Se
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -72,6 +72,10 @@ class Family(ABC):
     @abstractmethod
     def score(self, model: PreTrainedModel, ids: Tensor, mask: Tensor, tokens: tuple[int, ...]) -> Tensor:
         """Relevance logits `[B]` float32 of framed pairs; `tokens` are those of `score_tokens`."""
+
+    def order_of_pairs(self, tokens: tuple[int, ...]) -> Callable[[Ids], Any]:  # noqa: ARG002
+        """The key that brings pairs together which are read best in one pass: here by length, so little is padded."""
+        return len
 
     @abstractmethod
     def has_head(self, folder: Path) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,15 @@ class LateBert(Bert):
         skills = [row[split:length] for row, split, length in zip(ids, splits, lens, strict=True)]
         scores: Tensor = model(requests, skills)
         return scores
+
+    def order_of_pairs(self, tokens: tuple[int, ...]) -> Callable[[Ids], Any]:
+        """Pairs of one request together: a pass reads it once."""
+        opening, _ = tokens
+
+        def request_then_length(pair: Ids) -> tuple[bytes, int]:
+            return pair[: int((pair == opening).nonzero()[0][1])].tobytes(), len(pair)
+
+        return request_then_length
 
     def has_head(self, folder: Path) -> bool:
         """Whether tokens have weights."""

@@ -18,6 +18,7 @@ from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
 from skillserve_training import draft_card, forward, read_training_data, resolve_base, train_embedder, train_reranker
 from skillserve_training.families import family_in, family_of
+from skillserve_training.families import late as families_late
 from skillserve_training.families.late import LateBertModel, best_stretch, rarity
 from skillserve_training.forward import score_all
 from skillserve_training.weights import open_reranker, reranker_tokens, score_tokens
@@ -133,6 +134,25 @@ def test_a_pass_holds_the_skills_of_few_requests(
     requests = rows[::2]
     assert len(requests) > 9
     assert sum(requests) <= len(requests) + 2
+
+
+def test_what_was_read_is_remembered_within_a_block_and_forgotten_behind_it(
+    late: LateBertModel, tiny_embedder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, tokens = pairs_of(tiny_embedder, 12), score_tokens(tiny_embedder, late=True)
+    whole = score_all(late, pairs, tokens, "float32")
+    rows = []
+    late.bert.register_forward_pre_hook(lambda _, __, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True)
+    with family_of(late).remembering(late):
+        for part in (pairs[:6], pairs, pairs):
+            found = score_all(late, part, tokens, "float32")
+            torch.testing.assert_close(found, whole[: len(part)], atol=SAME_SCORE, rtol=0)
+        assert rows == [3, 6, 6]
+        monkeypatch.setattr(families_late, "_MOST_BYTES", 0)
+        score_all(late, pairs, tokens, "float32")
+        assert rows[3:] == [3, 12]
+    score_all(late, pairs, tokens, "float32")
+    assert rows[5:] == [3, 12]
 
 
 def test_a_run_begins_at_the_embedder_and_its_weights_come_back(

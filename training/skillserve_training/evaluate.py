@@ -19,6 +19,7 @@ from skillserve.metrics import evaluate, ranked
 from skillserve.records import Query, Run, Skill
 from skillserve.tensors import Ids
 from skillserve_training.dataset import TrainingData
+from skillserve_training.families import family_of
 from skillserve_training.forward import embed_all, score_all
 from skillserve_training.precision import Precision
 
@@ -93,7 +94,7 @@ class Reranker:
         # Framed in parts, which bounds the memory; what shares a pass within a part, the model's family decides.
         pairs = [(query, skill) for query, top in candidates.items() for skill in top]
         reranked: dict[str, dict[str, float]] = {query.id: {} for query in queries}
-        with progress("rerank", len(pairs)) as bar:
+        with family_of(self.model).remembering(self.model), progress("rerank", len(pairs)) as bar:
             for start in range(0, len(pairs), _PAIRS):
                 part = pairs[start : start + _PAIRS]
                 framed = [self.tokens.pair(texts[query], sides[skill]) for query, skill in part]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,6 +77,10 @@ class Family(ABC):
     def order_of_pairs(self, tokens: tuple[int, ...]) -> Callable[[Ids], Any]:  # noqa: ARG002
         """The key that brings pairs together which are read best in one pass: here by length, so little is padded."""
         return len
+
+    def remembering(self, model: PreTrainedModel) -> AbstractContextManager[object]:  # noqa: ARG002
+        """Within it, scoring may keep what it has read of a text for the next pair with it; here it keeps nothing."""
+        return nullcontext()
 
     @abstractmethod
     def has_head(self, folder: Path) -> bool:

@@ -31,6 +31,9 @@ __all__ = ["LateBertConfig", "LateBertModel", "best_stretch", "rarity"]
 _LEAST_WEIGHT = 0.05
 """Of a token that stands in every skill."""
 
+_MOST_BYTES = 2 << 30
+"""Of remembered states; when there are more, all are forgotten."""
+
 _LEAST_MEAN = 1e-6
 """What a stretch without any weight is divided by."""
 
@@ -56,6 +59,8 @@ class LateBertModel(BertPreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
         self.token_weights = nn.Parameter(torch.ones(config.vocab_size), requires_grad=False)
+        self.remembered: dict[bytes, Tensor] | None = None
+        """Unit states of texts that were read, `[length, H]`; None: every text is read anew."""
         self.post_init()
 
     def forward(self, requests: Sequence[Tensor], skills: Sequence[Tensor]) -> Tensor:
@@ -73,10 +78,31 @@ class LateBertModel(BertPreTrainedModel):  # type: ignore[misc]
 
     def _read(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Unit states of all tokens, and their weights, which are 0 on padding."""
-        ids = pad_sequence(list(texts), batch_first=True)
-        mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)
+        ids, mask = _padded(texts)
+        states = self._states(ids, mask) if self.remembered is None else self._recalled(texts, self.remembered)
+        return states, self.token_weights[ids] * mask
+
+    def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
         hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        return functional.normalize(hidden, dim=-1), self.token_weights[ids] * mask
+        return functional.normalize(hidden, dim=-1)
+
+    def _recalled(self, texts: Sequence[Tensor], remembered: dict[bytes, Tensor]) -> Tensor:
+        """States of texts, of which only those are read that were not read before."""
+        keys = [text.cpu().numpy().tobytes() for text in texts]
+        if sum(states.nbytes for states in remembered.values()) > _MOST_BYTES:
+            remembered.clear()
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in remembered}
+        if new:
+            states = self._states(*_padded(list(new.values())))
+            read = zip(new.items(), states, strict=True)
+            remembered.update({key: rows[: len(text)].clone() for (key, text), rows in read})
+        return pad_sequence([remembered[key] for key in keys], batch_first=True)
+
+
+def _padded(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Ids and mask."""
+    ids = pad_sequence(list(texts), batch_first=True)
+    return ids, pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)
 
 
 def best_stretch(nearest: Tensor, weights: Tensor, lens: Tensor, window: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,6 +71,15 @@ class LateBert(Bert):
             return pair[: int((pair == opening).nonzero()[0][1])].tobytes(), len(pair)
 
         return request_then_length
+
+    @contextmanager
+    def remembering(self, model: PreTrainedModel) -> Iterator[None]:
+        """States of texts stay for as long as no weight changes and no gradient is wanted."""
+        model.remembered = {}
+        try:
+            yield
+        finally:
+            model.remembered = None
 
     def has_head(self, folder: Path) -> bool:
         """Whether tokens have weights."""

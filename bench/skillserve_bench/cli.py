@@ -1,4 +1,4 @@
-"""The commands `skillserve bench quality|batching|overhead|score|speed|latency|compare`."""
+"""The commands `skillserve bench quality|ranking|batching|overhead|score|speed|latency|compare`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from skillserve_bench.report import Findings, Report, check_files, deliver, term
 from skillserve_bench.scenarios.batching import measure_batching
 from skillserve_bench.scenarios.overhead import measure_overhead
 from skillserve_bench.scenarios.quality import find_catalogue, measure_quality
+from skillserve_bench.scenarios.ranking import measure_ranking
 from skillserve_bench.scenarios.score import measure_score
 from skillserve_bench.scenarios.speed import Subject, measure_speed
 from skillserve_bench.server import Server, given_server, started_server
@@ -71,6 +72,34 @@ def quality(
     catalogue = find_catalogue(data)
     with _server(repository, settings) as server:
         findings = measure_quality(server, catalogue, weights=weights, repository=repository, client=settings.client)
+    _conclude(findings, environment, files, note, as_json=as_json)
+
+
+@app.command()
+@with_settings(
+    *(f"evaluate.{name}" for name in ("rerank_depth", "lexical_weight", "part_weight", "resamples", "seed")), "client"
+)
+def ranking(
+    systems: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SYSTEM...", help="as in `skillserve evaluate`; the last one is compared with all others"
+        ),
+    ],
+    data: Annotated[Path, typer.Option(help="folder in SkillRet's layout; the requests of its test split are asked")],
+    union: Annotated[  # noqa: FBT002
+        bool, typer.Option("--union", help="measure a second time among the skills of all splits")
+    ] = False,
+    out: Out = None,
+    note: Note = None,
+    *,
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Compare how well systems find the right skills: what tuning, words, parts and reranking gain."""
+    files = _files(out)
+    environment = observe((*PACKAGES, "bm25s"))
+    findings = measure_ranking(systems, data, pools=["split", "union"] if union else ["split"], settings=settings)
     _conclude(findings, environment, files, note, as_json=as_json)
 
 

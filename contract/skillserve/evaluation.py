@@ -21,7 +21,7 @@ from skillserve.runs import require_writable, write_run
 from skillserve.settings import EvaluateSettings, Settings
 from skillserve.systems import SYSTEMS, System, open_system
 
-__all__ = ["evaluate"]
+__all__ = ["check_systems", "evaluate", "rank"]
 
 _PACKAGES = ("skillserve", "numpy", "torch", "transformers", "tokenizers", "bm25s", "faiss-cpu", "tritonclient")
 """Whose versions are reported, where they are installed."""
@@ -58,7 +58,7 @@ def evaluate(
 ) -> None:
     """Measure systems on requests whose skills are known, with intervals and paired differences."""
     chosen = settings.evaluate
-    _check(systems, chosen)
+    check_systems(systems, chosen)
     collection = _collection(data, split, pool, queries, qrels, skills)
     if collection.num_dropped:
         talk(f"{collection.num_dropped} requests without a fitting skill are left out.")
@@ -70,7 +70,7 @@ def evaluate(
     runs: list[Run] = []
     for system, file in zip(opened, files, strict=True):
         talk(f"{system.name} ranks {len(collection.skills):,} skills for {len(collection.queries):,} requests.")
-        runs.append(_ranked(system, collection, chosen, allow_missing=allow_missing))
+        runs.append(rank(system, collection, chosen, allow_missing=allow_missing))
         if file is not None:
             write_run(file, runs[-1])
     figures = measure_runs(runs, collection, chosen)
@@ -85,7 +85,8 @@ def evaluate(
         show_all(found)
 
 
-def _check(specs: Sequence[str], settings: EvaluateSettings) -> None:
+def check_systems(specs: Sequence[str], settings: EvaluateSettings) -> None:
+    """Refuse a system that is named twice, and rankings too short for the cutoffs."""
     if repeated := sorted({spec for spec in specs if specs.count(spec) > 1}):
         raise UsageError("systems", got=f"`{repeated[0]}` twice", wanted="each once", fix="Leave one out.")
     if settings.depth < max(settings.ks):
@@ -112,7 +113,8 @@ def _collection(
     )
 
 
-def _ranked(system: System, collection: Collection, settings: EvaluateSettings, *, allow_missing: bool) -> Run:
+def rank(system: System, collection: Collection, settings: EvaluateSettings, *, allow_missing: bool = False) -> Run:
+    """All requests ranked by one system; CatalogueError if it leaves some out, which `allow_missing` counts as 0."""
     run = system.rank(collection.queries, collection.skills, depth=settings.depth)
     missing = [query.id for query in collection.queries if query.id not in run]
     if missing and not allow_missing:

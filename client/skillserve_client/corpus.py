@@ -13,8 +13,8 @@ from skillserve.fusion import PLAIN, FirstStageWeights, blend, fuse, scored_text
 from skillserve.lexical import LexicalIndex
 from skillserve.settings import SearchSettings
 from skillserve.tensors import Ids
-from skillserve_client.index import FlatIndex, Rows
 from skillserve_client.table import SkillTable
+from skillserve_client.vectors import Rows, VectorIndex
 from skillserve_client.wire import Floats
 
 __all__ = ["Candidates", "Corpus"]
@@ -40,7 +40,7 @@ class Candidates:
 class Corpus:
     """Row r of the index, and of the lexical index, is the skill at row r of the table."""
 
-    index: FlatIndex
+    index: VectorIndex
     skills: SkillTable
     embedder: EmbedderTokens
     reranker: RerankerTokens | None

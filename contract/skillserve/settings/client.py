@@ -65,6 +65,21 @@ class IndexSettings(Section):
     keep: int = Field(
         5, ge=1, description="newest bundles that are kept; the live one and the one before it always are"
     )
+    kind: Literal["faiss", "milvus"] = Field(
+        "faiss", description="who keeps the vectors: FAISS, in the bundle and in this process, or Milvus, elsewhere"
+    )
+    uri: str | None = Field(
+        None,
+        pattern=r"^[^@\s]+$",
+        description="address of Milvus, such as http://host:19530; a local file ending in .db is Milvus Lite. "
+        "A token is never part of it: [env: SKILLSERVE_INDEX_TOKEN]",
+    )
+    alias: str = Field(
+        "skillserve",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$",
+        description="name in Milvus that follows the live bundle; collections are called after it",
+    )
+    milvus_timeout_s: float = Field(30.0, gt=0, description="longest wait for one answer of Milvus, seconds")
     lexical_weight: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="weight of shared words in the first stage, such as 0.2"
     )

@@ -85,6 +85,14 @@ class MilvusStore:
                 wanted="the address of the Milvus that holds the vectors",
                 fix="Name it: --uri http://host:19530, or [index] uri in skillserve.toml.",
             )
+        if "@" in settings.uri:
+            # Not shown: settings are written down, and this one may end in a report or a log.
+            raise ConfigError(
+                "setting index.uri",
+                got="an address with somebody's name or password in it",
+                wanted="the address alone",
+                fix=f"Put `user:password` or the API key into {INDEX_TOKEN_VARIABLE}, and leave it out of the address.",
+            )
         token = (os.environ if environ is None else environ).get(INDEX_TOKEN_VARIABLE, "")
         return cls(_Connection(settings.uri, token=token, timeout_s=settings.milvus_timeout_s))
 

@@ -19,7 +19,7 @@ from skillserve.errors import BundleError
 from skillserve.records import Skill
 from skillserve.tensors import Ids
 from skillserve_client.manifest import skill_digest
-from skillserve_client.vectors import Mark
+from skillserve_client.vectors import Mark, Rows
 
 __all__ = ["SkillTable"]
 
@@ -46,6 +46,7 @@ class SkillTable:
         ids = self._columns["rerank_ids"]
         self._offsets = np.asarray(ids.offsets) if self._num_rows else np.zeros(1, np.int32)
         self._values = np.asarray(ids.values) if self._num_rows else np.empty(0, np.int32)
+        self._rows_of: dict[str, Rows] | None = None
 
     @classmethod
     def build(cls, skills: Sequence[Skill], rerank_ids: Sequence[Ids] | None) -> SkillTable:
@@ -83,6 +84,13 @@ class SkillTable:
     def ids(self) -> list[str]:
         """All skill ids, in row order."""
         return [str(skill_id) for skill_id in self._columns["id"].to_pylist()]
+
+    def rows_of(self, namespace: str) -> Rows:
+        """The rows of a namespace's skills, ascending; none if it has none."""
+        if self._rows_of is None:
+            names = np.array(self._columns["namespace"].to_pylist(), object)
+            self._rows_of = {name: np.flatnonzero(names == name) for name in set(names)}
+        return self._rows_of.get(namespace, np.empty(0, np.int64))
 
     def marks(self) -> dict[str, Mark]:
         """What an index must hold of these skills, by id, in row order."""

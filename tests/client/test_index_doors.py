@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pydantic import ValidationError
 
 from skillserve.config import load_settings
 from skillserve.errors import BundleError, ConfigError, MissingExtraError, ServerUnreachable, SkillserveError
@@ -345,8 +344,9 @@ def test_the_token_is_on_no_disk_and_an_address_may_not_hold_one(
     assert not any(word.encode() in content for content in files for word in TOKEN.split(":"))
     assert str(milvus.uri).encode() not in b"".join(files)
     assert "s3cret" not in load_settings(environ=dict(os.environ)).model_dump_json()
-    with pytest.raises(ValidationError):
-        IndexSettings(uri="http://root:word@host:19530")
+    with pytest.raises(ConfigError, match="SKILLSERVE_INDEX_TOKEN") as caught:
+        open_bundle(milvus.bundles, index=milvus.model_copy(update={"uri": "http://root:word@host:19530"}))
+    assert "word@" not in str(caught.value)
 
 
 def test_without_pymilvus_the_extra_is_named(
@@ -387,3 +387,22 @@ def test_bundles_from_before_there_was_a_choice_are_read(world: IndexSettings, c
     embedded(fake)
     build_bundle(catalogue, fake, index=world)
     assert embedded(fake) == 6
+
+
+@pytest.mark.parametrize("search", [{}, {"lexical_weight": 0.3}, {"part_weight": 1.0}])
+def test_a_search_within_a_namespace_is_the_whole_one_without_the_others(
+    search: dict[str, float], index: IndexSettings, catalogue: Path, fake: Any
+) -> None:
+    """Only skills of the namespace are found, scored as in the whole catalogue, and reranked."""
+    append(catalogue, *({"id": f"a{i}", "name": "pdf", "body": "table " * i, "namespace": "acme"} for i in range(3)))
+    build_bundle(catalogue, fake, index=index.model_copy(update={"lexical_weight": 0.3}))
+    wanted = {"lexical_weight": 0, "rerank_depth": 0} | search
+    everything = hits(index, fake, "merge pdf", top_k=8, **wanted)
+    assert len(everything) == 8
+    acme = [found for found in everything if found[0] in {"pdf", "a0", "a1", "a2"}]
+    assert hits(index, fake, "merge pdf", top_k=8, namespace="acme", **wanted) == acme
+    fake.calls.clear()
+    assert len(hits(index, fake, "merge pdf", top_k=3, namespace="acme", **(wanted | {"rerank_depth": 20}))) == 3
+    assert [len(sequences) for role, sequences, _ in fake.calls if role == "reranker"] == [4]
+    with pytest.raises(ConfigError, match="'nobody'"):
+        hits(index, fake, "merge pdf", namespace="nobody")

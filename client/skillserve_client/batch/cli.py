@@ -40,7 +40,8 @@ score = typer.Typer(
 )
 
 _OF_A_SEARCH = [
-    f"search.{name}" for name in ("candidates", "rerank_depth", "lexical_weight", "part_weight", "top_k", "abstain")
+    f"search.{name}"
+    for name in ("candidates", "rerank_depth", "lexical_weight", "part_weight", "namespace", "top_k", "abstain")
 ]
 
 _Out = Annotated[Path, typer.Option("--out", help="folder of the results; an interrupted run in it goes on")]

@@ -42,6 +42,9 @@ class SearchSettings(Section):
     part_weight: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="weight of a request's parts, 0 for none; not set: the bundle's"
     )
+    namespace: str | None = Field(
+        None, description="search only skills of this author or repository; not set: the whole catalogue"
+    )
     top_k: int = Field(5, ge=1, description="hits in the answer")
     deadline_ms: float | None = Field(
         None,
@@ -70,7 +73,7 @@ class IndexSettings(Section):
     )
     uri: str | None = Field(
         None,
-        pattern=r"^[^@\s]+$",
+        min_length=1,
         description="address of Milvus, such as http://host:19530; a local file ending in .db is Milvus Lite. "
         "A token is never part of it: [env: SKILLSERVE_INDEX_TOKEN]",
     )

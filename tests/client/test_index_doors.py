@@ -255,6 +255,27 @@ def test_an_alias_that_others_use_is_left_alone_unless_forced(
     assert "theirs" in collections(store)
 
 
+def test_a_kill_between_alias_and_current_is_made_good_by_the_same_build(
+    milvus: IndexSettings, store: MilvusStore, catalogue: Path, fake: Any
+) -> None:
+    """The alias is ahead then; a build of something else does not take that for its own doing."""
+    build_bundle(catalogue, fake, index=milvus)
+    current = milvus.bundles / "CURRENT"
+    before = current.read_text()
+    append(catalogue, {"id": "new", "name": "cloud"})
+    ahead = build_bundle(catalogue, fake, index=milvus).manifest
+    current.write_text(before)
+    more = catalogue.with_name("more.jsonl")
+    more.write_text(catalogue.read_text() + '{"id": "newer", "name": "chart"}\n')
+    with pytest.raises(BundleError, match="--force"):
+        build_bundle(more, fake, index=milvus)
+    assert ahead.collection is not None
+    assert store.aliased("skills") == ahead.collection.name
+    again = build_bundle(catalogue, fake, index=milvus).manifest
+    assert again.collection == ahead.collection
+    assert again.version != ahead.version
+
+
 def test_of_two_builds_at_once_the_second_is_refused_and_clears_up(
     milvus: IndexSettings, store: MilvusStore, catalogue: Path, fake: Any, new_fake: Any
 ) -> None:

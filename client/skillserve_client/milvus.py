@@ -12,11 +12,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
+import grpc
 from pymilvus import DataType, MilvusClient, MilvusException
 
 from skillserve.config import INDEX_TOKEN_VARIABLE
 from skillserve.console import talk
-from skillserve.errors import BundleError, ConfigError, ServerError, ServerUnreachable, SkillserveError
+from skillserve.errors import (
+    BundleError,
+    ConfigError,
+    DeadlineExceeded,
+    ServerError,
+    ServerUnreachable,
+    SkillserveError,
+)
 from skillserve.settings import IndexSettings
 from skillserve_client.milvus_index import VECTOR, MilvusIndex
 from skillserve_client.vectors import Identity
@@ -25,8 +33,12 @@ __all__ = ["MilvusStore"]
 
 _MOST_CHARACTERS = 65_535
 """Milvus's own bound on text."""
-_CANNOT_CONNECT = 2
-"""Milvus's code for a server that is not there."""
+_KINDS: dict[object, type[ServerError]] = {
+    2: ServerUnreachable,  # Milvus's own code of a lost connection
+    "UNAVAILABLE": ServerUnreachable,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+}
+"""By pymilvus's code or gRPC's status; the rest are plain server errors."""
 
 
 class _Connection:
@@ -42,7 +54,7 @@ class _Connection:
             self._client = MilvusClient(uri=uri, token=token, timeout=timeout_s)
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 -- pymilvus has no usable types
-        """A method of the client; raises ServerUnreachable or ServerError."""
+        """A method of the client; raises ServerError."""
         with self._translated(method):
             return getattr(self._client, method)(*arguments, timeout=self._timeout_s, **named)
 
@@ -54,17 +66,20 @@ class _Connection:
     def _translated(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (MilvusException, ValueError) as error:
-            message = str(getattr(error, "message", error)).splitlines()[0]
+        except (MilvusException, grpc.RpcError, ValueError) as error:
+            # pymilvus lets some of gRPC's errors through as they are, and others as its own with their status.
+            code = getattr(error, "code", None)
+            code = code() if callable(code) else code
+            details = error.details() if isinstance(error, grpc.RpcError) else getattr(error, "message", error)
+            message = next(iter(str(details).splitlines()), "no message")
             if self._token:
                 message = message.replace(self._token, "…")
-            absent = what == "connecting" or getattr(error, "code", None) == _CANNOT_CONNECT
-            kind = ServerUnreachable if absent else ServerError
-            raise kind(
+            kind = _KINDS.get(getattr(code, "name", code), ServerError)
+            raise (ServerUnreachable if what == "connecting" else kind)(
                 f"Milvus at `{self.uri}`",
                 got=f"{message} ({what})",
-                wanted="a Milvus that answers",
-                fix=f"Check that it runs, --uri, and the token in {INDEX_TOKEN_VARIABLE}. "
+                wanted="a Milvus that answers in time",
+                fix=f"Check that it runs, --uri, --milvus-timeout-s, and the token in {INDEX_TOKEN_VARIABLE}. "
                 "A local *.db is held by one process at a time and needs milvus-lite.",
             ) from error
 

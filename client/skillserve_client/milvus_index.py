@@ -36,7 +36,7 @@ class Connection(Protocol):
         """Its address, for messages."""
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 -- pymilvus has no usable types
-        """A method of pymilvus' client; raises ServerUnreachable or ServerError."""
+        """A method of pymilvus' client; raises ServerError."""
 
 
 class MilvusIndex:
@@ -49,7 +49,8 @@ class MilvusIndex:
         self._name = name
         self._dim = dim
         self._consistency = consistency
-        """Strong sees what was just written; what was published does not change, and Bounded waits for nobody."""
+        """Of searches: Strong sees what was just written; what was published and counted does not change any more,
+        and Bounded waits for nobody."""
         self._counts: dict[str, int] = {}
 
     @property
@@ -160,10 +161,9 @@ class MilvusIndex:
             seen, start = seen + len(page), start + size
 
     def _query(self, filters: str, fields: list[str]) -> list[Any]:
+        # Counts and marks decide what is published and opened, so they never miss what was just written.
         return list(
-            self._connection.call(
-                "query", self._name, filter=filters, output_fields=fields, consistency_level=self._consistency
-            )
+            self._connection.call("query", self._name, filter=filters, output_fields=fields, consistency_level="Strong")
         )
 
     def _count(self, filters: str) -> int:

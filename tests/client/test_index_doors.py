@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from milvus_lite.engine.collection import Collection as LiteCollection
 
 from skillserve.config import load_settings
-from skillserve.errors import BundleError, ConfigError, MissingExtraError, ServerUnreachable, SkillserveError
+from skillserve.errors import (
+    BundleError,
+    ConfigError,
+    DeadlineExceeded,
+    MissingExtraError,
+    ServerUnreachable,
+    SkillserveError,
+)
 from skillserve.settings import IndexSettings, SearchSettings
 from skillserve_client import Searcher, build_bundle, open_bundle
 from skillserve_client.milvus import MilvusStore
@@ -354,6 +363,19 @@ def test_a_milvus_that_goes_away_between_searches_is_told(
     store.drop(collection.name)
     with pytest.raises(SkillserveError, match="Milvus"):
         searcher.search("merge pdf")
+
+
+def test_a_milvus_that_answers_too_late_is_told(
+    milvus: IndexSettings, catalogue: Path, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyMilvus hands gRPC's own error through here."""
+    build_bundle(catalogue, fake, index=milvus)
+    bundle = open_bundle(milvus.bundles, index=milvus)
+    bundle.corpus.index._connection._timeout_s = 0.2  # type: ignore[attr-defined]
+    quick = LiteCollection.search
+    monkeypatch.setattr(LiteCollection, "search", lambda *given, **named: time.sleep(1) or quick(*given, **named))
+    with pytest.raises(DeadlineExceeded, match="--milvus-timeout-s"):
+        Searcher(bundle, fake).search("merge pdf")
 
 
 def test_the_token_is_on_no_disk_and_an_address_may_not_hold_one(

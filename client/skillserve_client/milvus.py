@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
-import grpc
+import grpc  # type: ignore[import-untyped]  # ships no type information
 from pymilvus import DataType, MilvusClient, MilvusException
 
 from skillserve.config import INDEX_TOKEN_VARIABLE
@@ -46,7 +46,8 @@ class _Connection:
 
     def __init__(self, uri: str, *, token: str, timeout_s: float) -> None:
         self.uri = uri
-        self._token = token
+        # Of `user:password` either half may come back in a message.
+        self._secrets = [word for word in (token, *token.split(":", 1)) if word]
         self._timeout_s = timeout_s
         # pymilvus logs every refusal with a traceback to stderr, by a handler of its own; here each becomes an error.
         logging.getLogger("pymilvus.decorators").setLevel(logging.CRITICAL)
@@ -72,8 +73,8 @@ class _Connection:
             code = code() if callable(code) else code
             details = error.details() if isinstance(error, grpc.RpcError) else getattr(error, "message", error)
             message = next(iter(str(details).splitlines()), "no message")
-            if self._token:
-                message = message.replace(self._token, "…")
+            for secret in self._secrets:
+                message = message.replace(secret, "…")
             kind = _KINDS.get(getattr(code, "name", code), ServerError)
             raise (ServerUnreachable if what == "connecting" else kind)(
                 f"Milvus at `{self.uri}`",

@@ -23,6 +23,7 @@ from skillserve.errors import (
     ConfigError,
     DeadlineExceeded,
     MissingExtraError,
+    ServerError,
     ServerUnreachable,
     SkillserveError,
 )
@@ -390,6 +391,14 @@ def test_the_token_is_on_no_disk_and_an_address_may_not_hold_one(
     with pytest.raises(ConfigError, match="SKILLSERVE_INDEX_TOKEN") as caught:
         open_bundle(milvus.bundles, index=milvus.model_copy(update={"uri": "http://root:word@host:19530"}))
     assert "word@" not in str(caught.value)
+
+
+def test_a_message_of_milvus_that_repeats_a_secret_is_told_without_it(store: MilvusStore, uri: str) -> None:
+    assert collections(store) == []
+    connection = MilvusStore.connect(IndexSettings(uri=uri), {"SKILLSERVE_INDEX_TOKEN": "somebody:hidden"}).connection
+    with pytest.raises(ServerError, match="'…_name' does not exist") as caught:
+        connection.call("describe_collection", "hidden_name")
+    assert "hidden" not in str(caught.value)
 
 
 def test_without_pymilvus_the_extra_is_named(

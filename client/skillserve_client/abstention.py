@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from skillserve.fusion import FirstStageWeights
+from skillserve.settings import SearchSettings
 from skillserve_client.bundle import Bundle
 from skillserve_client.calibration import EMBED_DEPTH, Curve, StageName, describe
 from skillserve_client.corpus import Candidates
@@ -28,17 +29,20 @@ class Verdict:
 
 
 def judge(
-    bundle: Bundle, scores: Floats, candidates: Candidates, *, weights: FirstStageWeights, abstain: bool
+    bundle: Bundle, scores: Floats, candidates: Candidates, *, weights: FirstStageWeights, settings: SearchSettings
 ) -> Verdict:
     """Judge a search by the stage that it ended in: reranked if there are `scores`, else embed-only.
 
-    Without a calibration, or at another rerank depth or other first-stage weights than the calibrated ones, there is no
-    probability; whoever wants answers to abstain is told why they do not.
+    Without a calibration, or at another rerank depth or other first-stage weights than the calibrated ones, or within a
+    namespace, there is no probability; whoever wants answers to abstain is told why they do not.
     """
+    abstain = settings.abstain
     if bundle.calibration is None:
         return _unsure("this bundle is not calibrated (skillserve calibrate)", abstain=abstain)
     if (calibrated := bundle.calibration.weights) != weights:
         return _unsure(f"calibrated for the weights {calibrated}, not {weights}", abstain=abstain)
+    if settings.namespace is not None:
+        return _unsure("calibrated for the whole catalogue, not for one namespace", abstain=abstain)
     stage_name: StageName = "rerank" if len(scores) else "embed"
     stage = bundle.calibration.stages[stage_name]
     considered = scores if len(scores) else candidates.scores[:EMBED_DEPTH]

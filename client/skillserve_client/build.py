@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
 from skillserve.console import progress, talk
-from skillserve.errors import BundleError, CatalogueError
+from skillserve.errors import BundleError, CatalogueError, SkillserveError
 from skillserve.framing import RerankerTokens, mend
 from skillserve.fusion import FirstStageWeights
 from skillserve.lexical import LexicalIndex
 from skillserve.records import Skill
 from skillserve.settings import IndexSettings, SearchSettings
 from skillserve.skillfile import read_skills
-from skillserve.tensors import Ids, Role
+from skillserve.tensors import Role
 from skillserve.text import skill_text
-from skillserve_client.bundle import Bundle, live_version, open_bundle, publish
+from skillserve_client.bundle import Bundle, collection_of, live_version, open_bundle, publish
 from skillserve_client.corpus import Corpus
+from skillserve_client.doors import drafted
+from skillserve_client.filling import fill, identity_of, state_digest, tokenised
 from skillserve_client.index import FlatIndex
 from skillserve_client.manifest import (
     CALIBRATION_FILE,
@@ -43,13 +44,13 @@ from skillserve_client.quality import Judged, measure, read_judged
 from skillserve_client.shelf import next_version
 from skillserve_client.table import SkillTable
 from skillserve_client.tokens import embedder_tokens, reranker_tokens
-from skillserve_client.wire import Floats, Inference
+from skillserve_client.vectors import Identity
+from skillserve_client.wire import Inference
 
 __all__ = ["Built", "build_bundle"]
 
 _TOKENIZERS: dict[Role, str] = {"embedder": EMBEDDER_TOKENIZER, "reranker": RERANKER_TOKENIZER}
-_SKILLS_AT_ONCE = 512
-"""Skills tokenised between two ticks of the progress bar."""
+_CARDS: dict[Role, str] = {"embedder": EMBEDDER_CARD, "reranker": RERANKER_CARD}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,96 +90,100 @@ def build_bundle(
     judged = read_judged(queries, qrels) if queries else None
     sources = read_sources(index.models, triton)
     digest = catalogue_digest(skills)
-    live = _live(index.bundles)
-    if not force and live is not None and _is_current(live, digest, sources, judged, weights):
+    live = _live(index)
+    if not force and live is not None and _is_current(live, digest, sources, judged, index):
         return Built(
             manifest=live.manifest, quality=live.quality, current=True, calibrated=live.calibration is not None
         )
 
-    corpus = _corpus(skills, sources, triton, weights)
-    quality = measure(corpus, judged, triton, search or SearchSettings(), progress) if judged else None
-    files = {INDEX_FILE: corpus.index.to_bytes(), SKILLS_FILE: corpus.skills.to_bytes()}
-    files |= {EMBEDDER_CARD: sources["embedder"].card_json, EMBEDDER_TOKENIZER: sources["embedder"].tokenizer_json}
-    if "reranker" in sources:
-        files |= {RERANKER_CARD: sources["reranker"].card_json, RERANKER_TOKENIZER: sources["reranker"].tokenizer_json}
-    if corpus.lexical is not None:
-        files[LEXICAL_FILE] = corpus.lexical.to_bytes()
-    if quality is not None:
-        files[QUALITY_FILE] = (quality.model_dump_json(indent=2) + "\n").encode()
-    files |= _calibration(live, digest, sources, weights)
-    require_unchanged(sources, triton)
-    advice = "Run the command again; with --force this run's catalogue wins."
-    with next_version(index.bundles, over=live_before, keep=index.keep, advice=advice, force=force):
-        manifest = publish(
-            index.bundles,
-            files=files,
-            num_skills=len(skills),
-            dim=corpus.index.dim,
-            catalogue=digest,
-            models={
-                role: ModelEntry(digest=source.card.digest, served_version=source.served.version)
-                for role, source in sources.items()
-            },
+    # First of all, since it is soon told where bm25s is not installed.
+    lexical = LexicalIndex.build([skill_text(skill) for skill in skills]) if weights.lexical else None
+    skills_table = _table(skills, sources)
+    embedder = embedder_tokens(sources["embedder"].card, sources["embedder"].tokenizer_json)
+    identity, marks = identity_of(sources["embedder"]), skills_table.marks()
+    with drafted(
+        index,
+        identity,
+        state=state_digest(identity, marks, salt=datetime.now(UTC).isoformat() if force else ""),
+        over=collection_of(index.bundles / live_before) if live_before else None,
+        force=force,
+    ) as draft:
+        held = None if live is None or force or _identity(live) != identity else live.corpus.index
+        fill(draft.index, skills, marks, embedder=embedder, triton=triton, held=held)
+        corpus = Corpus(
+            index=draft.index,
+            skills=skills_table,
+            embedder=embedder,
+            reranker=_reranker(sources),
+            lexical=lexical,
             weights=weights,
         )
+        quality = measure(corpus, judged, triton, search or SearchSettings(), progress) if judged else None
+        files = {SKILLS_FILE: skills_table.to_bytes()}
+        if isinstance(draft.index, FlatIndex):
+            files[INDEX_FILE] = draft.index.to_bytes()
+        for role, source in sources.items():
+            files |= {_CARDS[role]: source.card_json, _TOKENIZERS[role]: source.tokenizer_json}
+        if lexical is not None:
+            files[LEXICAL_FILE] = lexical.to_bytes()
+        if quality is not None:
+            files[QUALITY_FILE] = (quality.model_dump_json(indent=2) + "\n").encode()
+        files |= _calibration(live, digest, sources, weights)
+        require_unchanged(sources, triton)
+        advice = "Run the command again; with --force this run's catalogue wins."
+        with next_version(index, over=live_before, advice=advice, force=force):
+            manifest = publish(
+                index.bundles,
+                files=files,
+                num_skills=len(skills),
+                dim=identity.dim,
+                catalogue=digest,
+                models={
+                    role: ModelEntry(digest=source.card.digest, served_version=source.served.version)
+                    for role, source in sources.items()
+                },
+                weights=weights,
+                collection=draft.collection,
+                switched=draft.switched,
+            )
     return Built(manifest=manifest, quality=quality, current=False, calibrated=CALIBRATION_FILE in files)
 
 
-def _corpus(
-    skills: Sequence[Skill], sources: dict[Role, Source], triton: Inference, weights: FirstStageWeights
-) -> Corpus:
-    # First of all, since it is soon told where bm25s is not installed.
-    lexical = LexicalIndex.build([skill_text(skill) for skill in skills]) if weights.lexical else None
-    embedder = embedder_tokens(sources["embedder"].card, sources["embedder"].tokenizer_json)
-    reranker: RerankerTokens | None = None
-    if "reranker" in sources:
-        reranker = reranker_tokens(sources["reranker"].card, sources["reranker"].tokenizer_json)
-    sequences = _tokenised(embedder.skills, skills, "tokenising for the embedder")
-    rerank_ids = _tokenised(reranker.skills, skills, "tokenising for the reranker") if reranker else None
-    return Corpus(
-        index=FlatIndex.build(_embedded(sequences, triton, sources["embedder"].card.digest)),
-        skills=SkillTable.build(skills, rerank_ids),
-        embedder=embedder,
-        reranker=reranker,
-        lexical=lexical,
-        weights=weights,
+def _reranker(sources: dict[Role, Source]) -> RerankerTokens | None:
+    if "reranker" not in sources:
+        return None
+    return reranker_tokens(sources["reranker"].card, sources["reranker"].tokenizer_json)
+
+
+def _table(skills: Sequence[Skill], sources: dict[Role, Source]) -> SkillTable:
+    reranker = _reranker(sources)
+    return SkillTable.build(
+        skills, tokenised(reranker.skills, skills, "tokenising for the reranker") if reranker else None
     )
 
 
-def _tokenised(tokenise: Callable[[Sequence[Skill]], list[Ids]], skills: Sequence[Skill], title: str) -> list[Ids]:
-    sequences: list[Ids] = []
-    with progress(title, len(skills)) as bar:
-        for start in range(0, len(skills), _SKILLS_AT_ONCE):
-            part = skills[start : start + _SKILLS_AT_ONCE]
-            sequences += tokenise(part)
-            bar.advance(len(part))
-    return sequences
+def _identity(live: Bundle) -> Identity:
+    return Identity(
+        embedder=live.digests["embedder"],
+        tokenizer=live.manifest.files[EMBEDDER_TOKENIZER].sha256,
+        dim=live.manifest.dim,
+    )
 
 
-def _embedded(sequences: Sequence[Ids], triton: Inference, digest: str) -> Floats:
-    """Embeddings in the given order; sent longest first, so that requests are uniform and memory peaks at the start."""
-    order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")
-    with progress("embedding skills", len(sequences)) as bar:
-        vectors = triton.infer("embedder", [sequences[i] for i in order], progress=bar.advance, digest=digest)
-    restored = np.empty_like(vectors)
-    restored[order] = vectors
-    return restored
-
-
-def _live(root: Path) -> Bundle | None:
-    """The live bundle; a damaged one counts as none, and is replaced."""
+def _live(index: IndexSettings) -> Bundle | None:
+    """The live bundle; one that is damaged, or whose vectors are out of reach, counts as none and is replaced."""
     try:
-        if not (root / CURRENT).exists():
+        if not (index.bundles / CURRENT).exists():
             return None
-        return open_bundle(root)
+        return open_bundle(index.bundles, index=index)
     except OSError as error:
         raise BundleError(
-            f"folder of bundles `{root}`",
+            f"folder of bundles `{index.bundles}`",
             got=error.strerror or str(error),
             wanted="a folder that can be read",
             fix="Correct its permissions, or name another one: --bundles FOLDER",
         ) from error
-    except BundleError as error:
+    except SkillserveError as error:
         talk(f"The live bundle cannot be used and is built anew: {error.subject}: {error.got}.")
         return None
 
@@ -205,14 +210,16 @@ def _calibration(
 
 
 def _is_current(
-    live: Bundle, digest: str, sources: dict[Role, Source], judged: Judged | None, weights: FirstStageWeights
+    live: Bundle, digest: str, sources: dict[Role, Source], judged: Judged | None, index: IndexSettings
 ) -> bool:
     measured = judged is None or (live.quality is not None and live.quality.queries_digest == judged.digest)
     models = {role: source.card.digest for role, source in sources.items()}
+    collection = live.manifest.collection
     return (
         measured
+        and (collection.alias if collection else None) == (index.alias if index.kind == "milvus" else None)
         and live.manifest.catalogue_digest == digest
-        and live.manifest.weights == weights
+        and live.manifest.weights == FirstStageWeights.of(index)
         and live.digests == models
         # The digest covers the tokenizer of the weights; this asks for the bytes that were served with them.
         and all(

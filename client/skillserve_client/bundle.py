@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,10 +27,12 @@ from skillserve.fusion import PLAIN, FirstStageWeights
 from skillserve.lexical import LexicalIndex
 from skillserve.parts import PART_FORMAT
 from skillserve.publish import published_folder, write_text
+from skillserve.settings import IndexSettings
 from skillserve.tensors import Role
 from skillserve.text import TEXT_FORMAT
 from skillserve_client.calibration import Calibration
 from skillserve_client.corpus import Corpus
+from skillserve_client.doors import open_collection
 from skillserve_client.index import FlatIndex
 from skillserve_client.manifest import (
     CALIBRATION_FILE,
@@ -45,6 +48,7 @@ from skillserve_client.manifest import (
     RERANKER_CARD,
     RERANKER_TOKENIZER,
     SKILLS_FILE,
+    Collection,
     FileEntry,
     Manifest,
     ModelEntry,
@@ -53,8 +57,9 @@ from skillserve_client.manifest import (
 )
 from skillserve_client.table import SkillTable
 from skillserve_client.tokens import embedder_tokens, reranker_tokens
+from skillserve_client.vectors import Identity, VectorIndex
 
-__all__ = ["Bundle", "live_version", "open_bundle", "publish", "read_files"]
+__all__ = ["Bundle", "collection_of", "live_version", "open_bundle", "publish", "read_files"]
 
 _REBUILD = "Build it again: skillserve index CATALOGUE --force"
 
@@ -89,8 +94,12 @@ def publish(
     catalogue: str,
     models: Mapping[Role, ModelEntry],
     weights: FirstStageWeights = PLAIN,
+    collection: Collection | None = None,
+    switched: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Manifest:
     """Write a new version under `root` and make it the live one; `catalogue` is the digest of the skills.
+
+    `collection` is where its vectors are if not in `files`; CURRENT changes within `switched`.
 
     Raises BundleError if the disk does not take it; then the version that was live still is, and nothing of the
     new one remains.
@@ -105,6 +114,8 @@ def publish(
             parent=live_version(root),
             num_skills=num_skills,
             dim=dim,
+            index_kind="flat" if collection is None else "milvus",
+            collection=collection,
             lexical_weight=weights.lexical,
             part_weight=weights.parts,
             text_format=TEXT_FORMAT,
@@ -122,7 +133,8 @@ def publish(
                     (draft / name).write_bytes(body)
                 (draft / MANIFEST_FILE).write_bytes(content)
             pointer = Pointer(version=version, manifest_sha256=hashlib.sha256(content).hexdigest())
-            write_text(root / CURRENT, pointer.line())
+            with switched():
+                write_text(root / CURRENT, pointer.line())
         except BaseException:
             # The folder may stand already, but nobody knows of it: its name is new and CURRENT is the old one.
             if live_version(root) != version:
@@ -151,8 +163,18 @@ def live_version(root: Path) -> str | None:
         return None
 
 
-def open_bundle(path: Path) -> Bundle:
+def collection_of(folder: Path) -> Collection | None:
+    """The collection that a version names in its manifest, unchecked; None if there is none or it cannot be read."""
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes()).collection
+    except (OSError, ValueError):
+        return None
+
+
+def open_bundle(path: Path, *, index: IndexSettings | None = None) -> Bundle:
     """Open the live bundle of a root, or one version folder; raises BundleError naming the file at fault.
+
+    For a bundle in Milvus the settings say where that is; see `skillserve_client.doors.open_collection`.
 
     The version that is opened is pinned. Only through CURRENT is the manifest itself verified; a version folder
     opened directly is checked against its own manifest.
@@ -175,7 +197,7 @@ def open_bundle(path: Path) -> Bundle:
         raise _damaged(pointer_file, str(error).splitlines()[0], "`<version> <sha256 of its manifest>`") from error
     manifest = _read_manifest(folder / MANIFEST_FILE, anchor)
     contents = {name: _read_verified(folder / name, entry) for name, entry in manifest.files.items()}
-    return _assemble(folder, manifest, contents)
+    return _assemble(folder, manifest, contents, index)
 
 
 def _read_manifest(path: Path, anchor: Pointer | None) -> Manifest:
@@ -193,6 +215,10 @@ def _read_manifest(path: Path, anchor: Pointer | None) -> Manifest:
         raise _damaged(path, f"the unknown file {min(unknown)!r}", "only files that this version knows")
     if missing := REQUIRED_FILES - names:
         raise _damaged(path, f"no entry for {min(missing)}", "every file of a bundle")
+    if (INDEX_FILE in names, manifest.collection is not None) != (flat := manifest.index_kind == "flat", not flat):
+        raise _damaged(
+            path, f"no place of the vectors, or two ({manifest.index_kind})", f"{INDEX_FILE} or a collection"
+        )
     if {RERANKER_CARD in names, RERANKER_TOKENIZER in names, "reranker" in manifest.models} not in ({True}, {False}):
         raise _damaged(path, "a part of a reranker", "its card, its tokenizer and its digest, or none of them")
     if (LEXICAL_FILE in names) != (manifest.lexical_weight > 0):
@@ -223,18 +249,23 @@ def _read_verified(path: Path, entry: FileEntry) -> bytes:
     return content
 
 
-def _assemble(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
-    index = FlatIndex.from_bytes(contents[INDEX_FILE], subject=f"bundle file `{folder / INDEX_FILE}`")
+def _assemble(
+    folder: Path, manifest: Manifest, contents: Mapping[str, bytes], settings: IndexSettings | None
+) -> Bundle:
     skills = SkillTable.from_bytes(contents[SKILLS_FILE], subject=f"bundle file `{folder / SKILLS_FILE}`")
     embedder = _read_card(folder / EMBEDDER_CARD, contents[EMBEDDER_CARD], "embedder", manifest)
+    index = _open_index(folder, manifest, contents, settings, skills)
     if not len(index) == len(skills) == manifest.num_skills:
-        raise _damaged(
-            folder / INDEX_FILE,
-            f"{len(index)} vectors for {len(skills)} skills",
-            f"{manifest.num_skills} of each, as the manifest says",
+        raise BundleError(
+            _of_vectors(folder, manifest),
+            got=f"{len(index)} vectors for {len(skills)} skills",
+            wanted=f"{manifest.num_skills} of each, as the manifest says",
+            fix=_REBUILD,
         )
     if not index.dim == embedder.dim == manifest.dim:
-        raise _damaged(folder / INDEX_FILE, f"{index.dim} dimensions", f"{embedder.dim}, as the embedder's card says")
+        raise _damaged(
+            folder / MANIFEST_FILE, f"{index.dim} dimensions", f"{embedder.dim}, as the embedder's card says"
+        )
     reranker: RerankerTokens | None = None
     if RERANKER_CARD in contents:
         card = _read_card(folder / RERANKER_CARD, contents[RERANKER_CARD], "reranker", manifest)
@@ -260,6 +291,29 @@ def _assemble(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -
         weights=manifest.weights,
     )
     return Bundle(folder=folder, manifest=manifest, corpus=corpus, quality=quality, calibration=calibration)
+
+
+def _open_index(
+    folder: Path,
+    manifest: Manifest,
+    contents: Mapping[str, bytes],
+    settings: IndexSettings | None,
+    skills: SkillTable,
+) -> VectorIndex:
+    if manifest.collection is not None:
+        identity = Identity(
+            embedder=manifest.models["embedder"].digest,
+            tokenizer=manifest.files[EMBEDDER_TOKENIZER].sha256,
+            dim=manifest.dim,
+        )
+        return open_collection(manifest.collection, identity, settings)
+    return FlatIndex.from_bytes(contents[INDEX_FILE], skills.marks(), subject=_of_vectors(folder, manifest))
+
+
+def _of_vectors(folder: Path, manifest: Manifest) -> str:
+    if manifest.collection is not None:
+        return f"collection `{manifest.collection.name}` of bundle {manifest.version}"
+    return f"bundle file `{folder / INDEX_FILE}`"
 
 
 def _read_card(path: Path, content: bytes, role: Role, manifest: Manifest) -> ModelCard:

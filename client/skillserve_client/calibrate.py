@@ -62,7 +62,7 @@ def calibrate_bundle(
     untouched by any of them.
     """
     index, search, settings = index or IndexSettings(), search or SearchSettings(), settings or CalibrateSettings()
-    live = open_bundle(index.bundles)
+    live = open_bundle(index.bundles, index=index)
     known = read_known(
         live.corpus,
         requests,
@@ -121,7 +121,7 @@ def _is_current(had: Calibration, requests: str, depths: dict[StageName, int], s
 def _publish(live: Bundle, calibration: Calibration, index: IndexSettings) -> Manifest:
     content = (calibration.model_dump_json(indent=2) + "\n").encode()
     advice = "Run the command again, with the folder that holds CURRENT."
-    with next_version(index.bundles, over=live.version, keep=index.keep, advice=advice):
+    with next_version(index, over=live.version, advice=advice):
         return publish(
             index.bundles,
             files={**read_files(live), CALIBRATION_FILE: content},
@@ -130,4 +130,5 @@ def _publish(live: Bundle, calibration: Calibration, index: IndexSettings) -> Ma
             catalogue=live.manifest.catalogue_digest,
             models=live.manifest.models,
             weights=live.manifest.weights,
+            collection=live.manifest.collection,
         )

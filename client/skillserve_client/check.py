@@ -81,7 +81,7 @@ def check_bundle(
     `calibrate_bundle` raises.
     """
     index, settings = index or IndexSettings(), settings or CalibrateSettings()
-    bundle = open_bundle(index.bundles)
+    bundle = open_bundle(index.bundles, index=index)
     calibration = bundle.calibration
     if calibration is None:
         raise BundleError(

@@ -53,7 +53,7 @@ def index(
     _show_built(built, settings.index.bundles, as_json=as_json)
 
 
-@with_settings("index.bundles", "search", "client")
+@with_settings("index.bundles", "index.uri", "index.milvus_timeout_s", "search", "client")
 def search(
     query: Annotated[
         str | None, typer.Argument(help="the request; without it, --file or one per line on stdin")
@@ -111,7 +111,9 @@ def _requests(query: str | None, file: Path | None) -> list[Query]:
 
 
 def _answers(requests: Sequence[Query], settings: Settings) -> Iterator[tuple[Query, Answer]]:
-    with Searcher.connect(settings.index.bundles, client=settings.client, settings=settings.search) as searcher:
+    with Searcher.connect(
+        settings.index.bundles, client=settings.client, settings=settings.search, index=settings.index
+    ) as searcher:
         if len(requests) == 1:
             yield requests[0], searcher.search(requests[0].text)
             return
@@ -131,6 +133,8 @@ def _show_built(built: Built, root: Path, *, as_json: bool) -> None:
             "parent": manifest.parent,
             "num_skills": manifest.num_skills,
             "dim": manifest.dim,
+            "index_kind": manifest.index_kind,
+            "collection": manifest.collection.model_dump() if manifest.collection else None,
             "lexical_weight": manifest.lexical_weight,
             "part_weight": manifest.part_weight,
             "digests": {role: entry.digest for role, entry in manifest.models.items()},

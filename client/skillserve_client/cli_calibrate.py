@@ -27,7 +27,9 @@ PLOT_FILE, JSON_FILE, SUMMARY_FILE = "calibration.png", "calibration.json", "cal
 File = Path | None
 
 
-@with_settings("calibrate", "index.bundles", "index.keep", "client", "search.rerank_depth")
+@with_settings(
+    "calibrate", "index.bundles", "index.keep", "index.uri", "index.milvus_timeout_s", "client", "search.rerank_depth"
+)
 def calibrate(
     requests: Annotated[File, typer.Option(help="requests with the skills that fit them, to fit on")] = None,
     none: Annotated[File, typer.Option(help="requests that no skill of the catalogue fits, to fit on")] = None,

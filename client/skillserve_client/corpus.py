@@ -13,8 +13,8 @@ from skillserve.fusion import PLAIN, FirstStageWeights, blend, fuse, scored_text
 from skillserve.lexical import LexicalIndex
 from skillserve.settings import SearchSettings
 from skillserve.tensors import Ids
-from skillserve_client.index import FlatIndex, Rows
 from skillserve_client.table import SkillTable
+from skillserve_client.vectors import Rows, VectorIndex
 from skillserve_client.wire import Floats
 
 __all__ = ["Candidates", "Corpus"]
@@ -40,7 +40,7 @@ class Candidates:
 class Corpus:
     """Row r of the index, and of the lexical index, is the skill at row r of the table."""
 
-    index: FlatIndex
+    index: VectorIndex
     skills: SkillTable
     embedder: EmbedderTokens
     reranker: RerankerTokens | None
@@ -49,7 +49,10 @@ class Corpus:
     """Those of the first stage, unless a search says otherwise."""
 
     def chosen(self, settings: SearchSettings) -> FirstStageWeights:
-        """The first stage's weights in a search; ConfigError for a lexical one without a lexical index."""
+        """The first stage's weights in a search.
+
+        Raises ConfigError for a lexical one without a lexical index, and for a namespace without skills.
+        """
         wanted = settings.lexical_weight
         if wanted and self.lexical is None:
             raise ConfigError(
@@ -58,15 +61,30 @@ class Corpus:
                 wanted="0, or a hybrid bundle",
                 fix=f"Build one: skillserve index CATALOGUE --lexical-weight {wanted:g}",
             )
+        if settings.namespace is not None and not len(self.skills.rows_of(settings.namespace)):
+            raise ConfigError(
+                "setting namespace",
+                got=f"{settings.namespace!r}, in which this bundle has no skill",
+                wanted="a namespace of the catalogue",
+                fix="Correct it, or leave it out to search all skills.",
+            )
         return FirstStageWeights(
             lexical=self.weights.lexical if wanted is None else wanted,
             parts=self.weights.parts if settings.part_weight is None else settings.part_weight,
         )
 
     def candidates(
-        self, vectors: Sequence[Floats], requests: Sequence[Sequence[str]], k: int, weights: FirstStageWeights
+        self,
+        vectors: Sequence[Floats],
+        requests: Sequence[Sequence[str]],
+        k: int,
+        weights: FirstStageWeights,
+        *,
+        namespace: str | None = None,
     ) -> list[Candidates]:
         """The first stage for Q requests, in the weights' pieces and embedded: K = min(k, N) candidates of each.
+
+        With a namespace the N skills are those of it; their scores are what they are in the whole catalogue.
 
         The vectors of a request are `[1 + P, D]`, one for each piece. With a weight every skill of the catalogue is
         scored, so that words or a part alone can make a skill a candidate.
@@ -75,14 +93,15 @@ class Corpus:
             whole = np.stack([rows[0] for rows in vectors])
             return [
                 Candidates(rows=rows, scores=near, similarities=near, nearest_rows=rows, nearest=near)
-                for near, rows in zip(*self.index.search(whole, k), strict=True)
+                for near, rows in zip(*self.index.search(whole, k, namespace=namespace), strict=True)
             ]
         found = []
+        among = np.arange(len(self.skills)) if namespace is None else self.skills.rows_of(namespace)
         for embedded, pieces in zip(vectors, requests, strict=True):
             near, scores = self.first_stage(embedded, pieces, weights)
-            nearest = np.argsort(-near, kind="stable")[:k]
+            nearest = among[np.argsort(-near[among], kind="stable")[:k]]
             # By similarity, too: a weighted sum may round two of them to one score.
-            rows = np.lexsort((-near, -scores))[:k]
+            rows = among[np.lexsort((-near[among], -scores[among]))[:k]]
             found.append(
                 Candidates(
                     rows=rows,

@@ -30,6 +30,7 @@ __all__ = [
     "RERANKER_CARD",
     "RERANKER_TOKENIZER",
     "SKILLS_FILE",
+    "Collection",
     "FileEntry",
     "Manifest",
     "ModelEntry",
@@ -39,6 +40,7 @@ __all__ = [
     "Sha256",
     "Version",
     "catalogue_digest",
+    "skill_digest",
 ]
 
 CURRENT = "CURRENT"
@@ -54,8 +56,10 @@ EMBEDDER_CARD = "embedder.card.json"
 EMBEDDER_TOKENIZER = "embedder.tokenizer.json"
 RERANKER_CARD = "reranker.card.json"
 RERANKER_TOKENIZER = "reranker.tokenizer.json"
-REQUIRED_FILES = frozenset({SKILLS_FILE, INDEX_FILE, EMBEDDER_CARD, EMBEDDER_TOKENIZER})
-OPTIONAL_FILES = frozenset({RERANKER_CARD, RERANKER_TOKENIZER, LEXICAL_FILE, QUALITY_FILE, CALIBRATION_FILE})
+REQUIRED_FILES = frozenset({SKILLS_FILE, EMBEDDER_CARD, EMBEDDER_TOKENIZER})
+OPTIONAL_FILES = frozenset(
+    {INDEX_FILE, RERANKER_CARD, RERANKER_TOKENIZER, LEXICAL_FILE, QUALITY_FILE, CALIBRATION_FILE}
+)
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,99}$")]
@@ -82,6 +86,15 @@ class ModelEntry(Record):
     """Model version on the server that built the bundle, for the record; the digest decides."""
 
 
+class Collection(Record):
+    """Where in Milvus the vectors are; at which address stands in the settings of whoever searches."""
+
+    alias: str
+    """Name that follows the live bundle, for others than skillserve."""
+    name: str
+    """The collection itself: what this bundle is searched in, wherever the alias points."""
+
+
 class Manifest(Record):
     """Everything that must hold before a bundle is used."""
 
@@ -94,7 +107,10 @@ class Manifest(Record):
     num_skills: int = Field(gt=0)
     dim: int = Field(gt=0)
     metric: Literal["inner_product"] = "inner_product"
-    index_kind: Literal["flat"] = "flat"
+    index_kind: Literal["flat", "milvus"] = "flat"
+    """`flat` is FAISS, in the bundle."""
+    collection: Collection | None = None
+    """Of a bundle in Milvus."""
     lexical_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of lexical scores in the first stage, see `skillserve.fusion.blend`; 0 without a lexical index."""
     part_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -152,6 +168,11 @@ class Quality(Record):
 def catalogue_digest(skills: Sequence[Skill]) -> str:
     """SHA-256 over all fields of all skills, in order."""
     return _digest(asdict(skill) for skill in skills)
+
+
+def skill_digest(skill: Skill) -> str:
+    """SHA-256 over all fields of one skill: while it is the same, so is its vector."""
+    return _digest([asdict(skill)])
 
 
 def _digest(records: Iterable[object]) -> str:

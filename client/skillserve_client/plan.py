@@ -74,7 +74,8 @@ def proceed(plan: Plan, outcome: Floats | SkillserveError | None) -> Step | Answ
 def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
     """The steps of one search. Raises QueryError for a blank query, and the server's error if embedding fails.
 
-    ConfigError for a lexical weight that the bundle cannot serve. A request and its parts are embedded together.
+    ConfigError for a lexical weight or a namespace that the bundle cannot serve. A request and its parts are embedded
+    together.
 
     The deadline bounds both inferences. A reranking that would pass it is left out; without an embedding there is
     nothing to answer with, which is DeadlineExceeded.
@@ -96,7 +97,7 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
     watch.lap("embed")
 
     most = max(settings.candidates, settings.top_k, depth, NUM_BACKGROUND)
-    (candidates,) = corpus.candidates([vectors], [pieces], most, weights)
+    (candidates,) = corpus.candidates([vectors], [pieces], most, weights, namespace=settings.namespace)
     watch.lap("candidates")
 
     status: Literal["ok", "degraded", "abstained"] = "ok"
@@ -113,7 +114,7 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
         watch.lap("rerank")
     reranked = len(scores) > 0
     took_part: tuple[Role, ...] = ("embedder", "reranker") if reranked else ("embedder",)
-    verdict = judge(bundle, scores, candidates, weights=weights, abstain=settings.abstain)
+    verdict = judge(bundle, scores, candidates, weights=weights, settings=settings)
     notes += verdict.notes
     hits = _hits(bundle, candidates, scores, verdict, settings.top_k)
     if verdict.abstains:

@@ -89,12 +89,14 @@ class Searcher(_Search):
         *,
         client: ClientSettings | None = None,
         settings: SearchSettings | None = None,
+        index: IndexSettings | None = None,
     ) -> Self:
-        """Open the live bundle of a folder, and a connection.
+        """Open the live bundle of a folder, and a connection; `index` says where Milvus is, if the bundle is in it.
 
         Raises BundleError, RepositoryError or ServerError, and ConfigError for settings that the bundle cannot serve.
         """
-        bundle = open_bundle(bundles or IndexSettings().bundles)
+        index = index or IndexSettings()
+        bundle = open_bundle(bundles or index.bundles, index=index)
         triton = Triton(client)
         try:
             searcher = cls(bundle, triton, settings)
@@ -152,9 +154,11 @@ class AsyncSearcher(_Search):
         *,
         client: ClientSettings | None = None,
         settings: SearchSettings | None = None,
+        index: IndexSettings | None = None,
     ) -> Self:
         """As `Searcher.connect`."""
-        bundle = open_bundle(bundles or IndexSettings().bundles)
+        index = index or IndexSettings()
+        bundle = open_bundle(bundles or index.bundles, index=index)
         triton = AsyncTriton(client)
         try:
             searcher = cls(bundle, triton, settings)

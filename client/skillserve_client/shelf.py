@@ -11,7 +11,9 @@ from pathlib import Path
 
 from skillserve.console import talk
 from skillserve.errors import BundleError
-from skillserve_client.bundle import live_version
+from skillserve.settings import IndexSettings
+from skillserve_client.bundle import collection_of, live_version
+from skillserve_client.doors import drop_collection
 
 __all__ = ["LOCK_FILE", "locked", "next_version"]
 
@@ -40,12 +42,13 @@ def locked(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def next_version(root: Path, *, over: str | None, keep: int, advice: str, force: bool = False) -> Iterator[None]:
-    """Publish in the block, alone; afterwards all but the newest `keep` versions, the live one and its parent go.
+def next_version(index: IndexSettings, *, over: str | None, advice: str, force: bool = False) -> Iterator[None]:
+    """Publish in the block, alone; afterwards all but the newest versions, the live one and its parent go.
 
     Raises BundleError with the caller's advice if the live version is no longer the one that the run began with,
     unless forced.
     """
+    root = index.bundles
     with locked(root):
         before = live_version(root)
         if before != over and not force:
@@ -56,15 +59,25 @@ def next_version(root: Path, *, over: str | None, keep: int, advice: str, force:
                 fix=f"Nothing was published. {advice}",
             )
         yield
-        _remove_old(root, keep=keep, always=frozenset({live_version(root), before}))
+        _remove_old(index, always=frozenset({live_version(root), before}))
 
 
-def _remove_old(root: Path, *, keep: int, always: frozenset[str | None]) -> None:
-    """One that resists is only told."""
-    versions = sorted(path for path in root.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir())
-    for old in versions[:-keep]:
+def _remove_old(index: IndexSettings, *, always: frozenset[str | None]) -> None:
+    """Versions, and collections that only those named. One that resists is only told."""
+    unneeded: set[str] = set()
+    for old in _versions(index.bundles)[: -index.keep]:
         if old.name not in always:
+            if collection := collection_of(old):
+                unneeded.add(collection.name)
             try:
                 shutil.rmtree(old)
             except OSError as error:
                 talk(f"The old bundle {old} could not be removed: {error.strerror or error}.")
+    needed = {collection.name for version in _versions(index.bundles) if (collection := collection_of(version))}
+    for name in sorted(unneeded - needed):
+        drop_collection(name, index)
+
+
+def _versions(root: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(path for path in root.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir())

@@ -94,7 +94,7 @@ def open_served(bundles: str, settings: Settings) -> ServedSystem:
     Raises BundleError, or CardError for an embedder that lacks its query prompt, and ServerError if the server does
     not run the bundle's models; all before anything is ranked.
     """
-    bundle = open_bundle(Path(bundles))
+    bundle = open_bundle(Path(bundles), index=settings.index)
     require_query_prompt(bundle.corpus.embedder.card, subject=f"bundle {bundle.version}")
     system = ServedSystem(f"server:{bundles}", bundle, settings.client, settings.evaluate.rerank_depth)
     with Triton(settings.client) as triton:

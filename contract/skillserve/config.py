@@ -24,17 +24,19 @@ from pydantic import ValidationError
 from skillserve.errors import ConfigError
 from skillserve.settings import Settings
 
-__all__ = ["load_settings"]
+__all__ = ["INDEX_TOKEN_VARIABLE", "load_settings"]
 
 ENV_PREFIX = "SKILLSERVE_"
 CONFIG_VARIABLE = "SKILLSERVE_CONFIG"
 TRACEBACK_VARIABLE = "SKILLSERVE_TRACEBACK"
 """Set: an unexpected exception is shown with its traceback. The command line reads it, not a section."""
+INDEX_TOKEN_VARIABLE = "SKILLSERVE_INDEX_TOKEN"  # noqa: S105 -- the name, not the secret
+"""What Milvus is told of who asks. It is read where the connection is made, and is no setting, flag or file."""
 DEFAULT_FILE = Path("skillserve.toml")
 
 _NOT_SETTINGS = re.compile(
     # The second line: what Kubernetes puts into every pod beside a Service called `skillserve`.
-    rf"{CONFIG_VARIABLE}$|{TRACEBACK_VARIABLE}$"
+    rf"{CONFIG_VARIABLE}$|{TRACEBACK_VARIABLE}$|{INDEX_TOKEN_VARIABLE}$"
     rf"|{ENV_PREFIX}(SERVICE_(HOST|PORT)|PORT)(_.*)?$"
 )
 

@@ -113,6 +113,12 @@ def test_a_batch_abstains_where_a_search_does(bundle: Bundle, fake: Any, tmp_pat
         assert row["probability"] is not None
 
 
+def test_within_a_namespace_nothing_is_known_of_probabilities(bundle: Bundle, fake: Any) -> None:
+    answer = Searcher(bundle, fake, SearchSettings(namespace="acme")).search("send")
+    assert (answer.status, answer.probability, [hit.skill_id for hit in answer.hits]) == ("ok", None, ["pdf"])
+    assert any("namespace" in note for note in answer.notes)
+
+
 Search = Callable[..., Answer]
 
 

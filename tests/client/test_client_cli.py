@@ -147,3 +147,29 @@ def test_a_hybrid_bundle_is_one_flag_and_searching_a_plain_one_as_such_is_refuse
     code, _, err = line.run("search", "merge pdf", "--lexical-weight", 1)
     assert code == 2
     assert "skillserve index CATALOGUE --lexical-weight 1" in " ".join(err.split())
+
+
+def test_a_bundle_in_milvus_is_built_and_searched_by_the_same_commands(
+    line: _Line, catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address may stand in the file of settings, as a service would have it."""
+    where = ["--uri", tmp_path / "lite.db"]
+    code, out, err = line.run("index", catalogue, "--kind", "milvus", "--alias", "cli", *where, "--json")
+    assert (code, json.loads(out)["index_kind"], json.loads(out)["collection"]["alias"]) == (0, "milvus", "cli"), err
+    found = json.loads(line.run("search", "merge pdf", *where, "--json")[1])
+    assert found["hits"][0]["skill_id"] == "pdf"
+    code, _, err = line.run("search", "merge pdf")
+    assert code == 2
+    assert "--uri" in err
+    (tmp_path / "skillserve.toml").write_text(
+        f'[index]\nkind = "milvus"\nalias = "cli"\nuri = "{tmp_path / "lite.db"}"\n'
+    )
+    monkeypatch.setenv("SKILLSERVE_INDEX_TOKEN", "unused")
+    assert json.loads(line.run("index", catalogue, "--json")[1])["status"] == "current"
+    assert (
+        json.loads(line.run("search", "merge pdf", "--namespace", "acme", "--json")[1])["hits"][0]["skill_id"] == "pdf"
+    )
+    (tmp_path / "skillserve.toml").write_text('[index]\ntoken = "s3cret"\n')
+    code, _, err = line.run("search", "merge pdf")
+    assert code == 2
+    assert "s3cret" not in err

@@ -40,7 +40,8 @@ score = typer.Typer(
 )
 
 _OF_A_SEARCH = [
-    f"search.{name}" for name in ("candidates", "rerank_depth", "lexical_weight", "part_weight", "top_k", "abstain")
+    f"search.{name}"
+    for name in ("candidates", "rerank_depth", "lexical_weight", "part_weight", "namespace", "top_k", "abstain")
 ]
 
 _Out = Annotated[Path, typer.Option("--out", help="folder of the results; an interrupted run in it goes on")]
@@ -65,7 +66,7 @@ def embed(
 
 
 @score.command()
-@with_settings("score", "index.bundles", "index.models", *_OF_A_SEARCH, "client")
+@with_settings("score", "index.bundles", "index.models", "index.uri", "index.milvus_timeout_s", *_OF_A_SEARCH, "client")
 def rank(
     requests: Annotated[list[Path], typer.Argument(help="JSONL(.gz) or Parquet files of `id` and `query`")],
     out: _Out,
@@ -75,13 +76,22 @@ def rank(
     as_json: Json = False,
 ) -> int:
     """Find skills for every request of a file: two stages, with probabilities where the bundle is calibrated."""
-    bundle = open_bundle(settings.index.bundles)
+    bundle = open_bundle(settings.index.bundles, index=settings.index)
     job = RankJob.of(requests, bundle, settings.search)
     return _carry_out_with(bundle, job, settings, out, fresh=fresh, as_json=as_json)
 
 
 @score.command()
-@with_settings("score", "index.bundles", "index.models", "search.lexical_weight", "search.part_weight", "client")
+@with_settings(
+    "score",
+    "index.bundles",
+    "index.models",
+    "index.uri",
+    "index.milvus_timeout_s",
+    "search.lexical_weight",
+    "search.part_weight",
+    "client",
+)
 def pairs(
     pairs: Annotated[list[Path], typer.Argument(help="JSONL(.gz) or Parquet files of `query` and `skill_id`")],
     out: _Out,
@@ -91,7 +101,7 @@ def pairs(
     as_json: Json = False,
 ) -> int:
     """Score given requests with given skills of the bundle, as a search would."""
-    bundle = open_bundle(settings.index.bundles)
+    bundle = open_bundle(settings.index.bundles, index=settings.index)
     job = PairsJob.of(pairs, bundle, settings.search)
     return _carry_out_with(bundle, job, settings, out, fresh=fresh, as_json=as_json)
 

@@ -42,6 +42,9 @@ class SearchSettings(Section):
     part_weight: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="weight of a request's parts, 0 for none; not set: the bundle's"
     )
+    namespace: str | None = Field(
+        None, description="search only skills of this author or repository; not set: the whole catalogue"
+    )
     top_k: int = Field(5, ge=1, description="hits in the answer")
     deadline_ms: float | None = Field(
         None,
@@ -65,6 +68,21 @@ class IndexSettings(Section):
     keep: int = Field(
         5, ge=1, description="newest bundles that are kept; the live one and the one before it always are"
     )
+    kind: Literal["faiss", "milvus"] = Field(
+        "faiss", description="who keeps the vectors: FAISS, in the bundle and in this process, or Milvus, elsewhere"
+    )
+    uri: str | None = Field(
+        None,
+        min_length=1,
+        description="address of Milvus, such as http://host:19530; a local file ending in .db is Milvus Lite. "
+        "A token is never part of it: [env: SKILLSERVE_INDEX_TOKEN]",
+    )
+    alias: str = Field(
+        "skillserve",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$",
+        description="name in Milvus that follows the live bundle; collections are called after it",
+    )
+    milvus_timeout_s: float = Field(30.0, gt=0, description="longest wait for one answer of Milvus, seconds")
     lexical_weight: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="weight of shared words in the first stage, such as 0.2"
     )

@@ -1,0 +1,99 @@
+"""Who keeps a bundle's vectors: FAISS in the bundle, or Milvus, whose door is imported when a bundle names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from skillserve.console import talk
+from skillserve.errors import SkillserveError
+from skillserve.lazy import load_target
+from skillserve.settings import IndexSettings
+from skillserve_client.index import FlatIndex
+from skillserve_client.manifest import Collection
+from skillserve_client.vectors import Identity, VectorIndex
+
+if TYPE_CHECKING:
+    from skillserve_client.milvus import MilvusStore
+
+__all__ = ["Draft", "drafted", "drop_collection", "open_collection"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """An index to be filled and then published."""
+
+    index: VectorIndex
+    collection: Collection | None = None
+    """Where it is, for the manifest; None if it is a file of the bundle."""
+    switched: Callable[[], AbstractContextManager[None]] = nullcontext
+    """What goes around the moment in which CURRENT changes: it comes true with it, or is taken back."""
+
+
+@contextmanager
+def drafted(
+    settings: IndexSettings, identity: Identity, *, state: str, over: Collection | None, force: bool
+) -> Iterator[Draft]:
+    """An index for a new bundle, empty or with what a killed run left of it; if the block fails, it goes.
+
+    `state` is the digest of what it is to hold, `over` the live bundle's collection. Raises ConfigError, BundleError
+    for an alias that others use, ServerUnreachable and MissingExtraError, all before anything is written.
+    """
+    if settings.kind == "faiss":
+        yield Draft(index=FlatIndex(identity.dim))
+        return
+    store = _store(settings)
+    alias, name = settings.alias, f"{settings.alias}_{state[:16]}"
+    before = over.name if over is not None and over.alias == alias else None
+    try:
+        store.require_alias(alias, over=before, to=name, force=force)
+        with store.drafted(name, identity) as keep:
+
+            @contextmanager
+            def switched() -> Iterator[None]:
+                with store.pointed(alias, over=before, to=name, force=force):
+                    yield
+                    keep()
+
+            yield Draft(
+                index=store.index(name, identity),
+                collection=Collection(alias=alias, name=name),
+                switched=switched,
+            )
+    finally:
+        store.close()
+
+
+def open_collection(collection: Collection, identity: Identity, settings: IndexSettings | None) -> VectorIndex:
+    """The index of a published bundle in Milvus.
+
+    Raises ConfigError without an address, MissingExtraError, ServerError, and BundleError for a collection that is not
+    there or of another model.
+    """
+    store = _store(settings or IndexSettings())
+    try:
+        store.load(collection.name, identity)
+    except BaseException:
+        store.close()
+        raise
+    return store.index(collection.name, identity, published=True)
+
+
+def drop_collection(name: str, settings: IndexSettings) -> None:
+    """Remove a collection that no bundle needs any more; where that fails, it is only told."""
+    try:
+        store = _store(settings)
+        try:
+            store.drop(name)
+        finally:
+            store.close()
+    except SkillserveError as error:
+        talk(f"The collection {name} of a removed bundle stays in Milvus: {error.got} ({error.subject}).")
+
+
+def _store(settings: IndexSettings) -> MilvusStore:
+    connect = load_target("skillserve_client.milvus:MilvusStore", extra="milvus", subject="an index in Milvus").connect
+    store: MilvusStore = connect(settings)
+    return store

@@ -1,0 +1,99 @@
+"""From skills to a filled index: what is unchanged keeps its vector, the rest is embedded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from skillserve.console import progress, talk
+from skillserve.errors import BundleError
+from skillserve.framing import EmbedderTokens
+from skillserve.records import Skill
+from skillserve.tensors import Ids
+from skillserve_client.models import Source
+from skillserve_client.vectors import Entries, Identity, Mark, VectorIndex, differences
+from skillserve_client.wire import Floats, Inference
+
+__all__ = ["fill", "identity_of", "state_digest", "tokenised"]
+
+_SKILLS_AT_ONCE = 512
+"""Skills tokenised between two ticks of the progress bar."""
+
+
+def identity_of(source: Source) -> Identity:
+    """What the vectors of a served embedder are comparable with."""
+    if source.card.dim is None:
+        raise ValueError(f"{source.card.role} {source.card.short_digest} has no dimension")
+    return Identity(
+        embedder=source.card.digest,
+        # The digest covers the tokenizer of the weights; this is the one that was served with them.
+        tokenizer=hashlib.sha256(source.tokenizer_json).hexdigest(),
+        dim=source.card.dim,
+    )
+
+
+def state_digest(identity: Identity, marks: Mapping[str, Mark], salt: str) -> str:
+    """SHA-256 of what an index holds; another salt makes it another one."""
+    content = [identity.embedder, identity.tokenizer, identity.dim, marks, salt]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def fill(
+    index: VectorIndex,
+    skills: Sequence[Skill],
+    marks: Mapping[str, Mark],
+    *,
+    embedder: EmbedderTokens,
+    triton: Inference,
+    held: VectorIndex | None,
+) -> None:
+    """Make an index hold exactly these skills, whose marks are in the same order.
+
+    What the index itself holds already stays; vectors of skills with the same content are taken from `held`, an index
+    of the same identity. Raises ServerError, and BundleError if the index does not count what was written to it.
+    """
+    gone, missing = differences(index.marks(), marks)
+    index.delete(gone)
+    known = held.marks() if held is not None else {}
+    carried = [skill for skill in missing if skill in known and known[skill].digest == marks[skill].digest]
+    vectors = np.empty((len(missing), index.dim), np.float32)
+    places = {skill: place for place, skill in enumerate(missing)}
+    if held is not None and carried:
+        talk(f"{len(carried)} of {len(skills)} skills are unchanged and keep their vectors; --force embeds them anew.")
+        vectors[[places[skill] for skill in carried]] = held.vectors(carried)
+    wanted = set(missing).difference(carried)
+    if fresh := [skill for skill in skills if skill.id in wanted]:
+        sequences = tokenised(embedder.skills, fresh, "tokenising for the embedder")
+        vectors[[places[skill.id] for skill in fresh]] = _embedded(sequences, triton, embedder.card.digest)
+    index.upsert(Entries({skill: marks[skill] for skill in missing}, vectors))
+    if len(index) != len(marks):
+        raise BundleError(
+            "the new bundle's index",
+            got=f"{len(index)} vectors",
+            wanted=f"{len(marks)}, one a skill",
+            fix="Nothing was published. If nobody else writes to that index, run the command again with --force.",
+        )
+
+
+def tokenised(tokenise: Callable[[Sequence[Skill]], list[Ids]], skills: Sequence[Skill], title: str) -> list[Ids]:
+    """Skills to ids, with a progress bar of that title."""
+    sequences: list[Ids] = []
+    with progress(title, len(skills)) as bar:
+        for start in range(0, len(skills), _SKILLS_AT_ONCE):
+            part = skills[start : start + _SKILLS_AT_ONCE]
+            sequences += tokenise(part)
+            bar.advance(len(part))
+    return sequences
+
+
+def _embedded(sequences: Sequence[Ids], triton: Inference, digest: str) -> Floats:
+    """Embeddings in the given order; sent longest first, so that requests are uniform and memory peaks at the start."""
+    order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")
+    with progress("embedding skills", len(sequences)) as bar:
+        vectors = triton.infer("embedder", [sequences[i] for i in order], progress=bar.advance, digest=digest)
+    restored = np.empty_like(vectors)
+    restored[order] = vectors
+    return restored

@@ -97,11 +97,12 @@ class Audit:
             with os_errors(self.out):
                 before = require_same_job(self.out, self.identity, fresh=self.fresh)
                 self._require_alone()
-                if before and before.input_digest == self.input_digest and (known := self._intact(before)):
-                    return known, True
+            # Also where nothing will be computed: a catalogue that changed since it was embedded must be noticed.
+            skills = read_skills_of(self.vectors, self.catalogue)
             if before and before.input_digest != self.input_digest:
                 talk("The input changed since the last audit: everything is compared anew.")
-            skills = read_skills_of(self.vectors, self.catalogue)
+            elif before and (known := self._intact(before)):
+                return known, True
             crowding = crowding_of(self.rankings, skills.ids) if self.rankings else None
             assigned = self._assigned(skills, embed)
             with progress("comparing skills", len(skills)) as bar:

@@ -373,6 +373,11 @@ def test_fresh_turns_an_audit_into_another_job_and_back(
     }
     with pytest.raises(OutputError, match="results of job embed, not audit"):
         carry_out(vectors=vectors)
+    (mine := tmp_path / "audit" / "summary.json").write_text("of somebody who likes the name")
+    with pytest.raises(OutputError, match=r"summary\.json beside an audit"):
+        carry_out(vectors=vectors, fresh=True)
+    embed(files, out="audit", fresh=True)
+    mine.unlink()
     assert carry_out(vectors=vectors, fresh=True) == (summary, False)
     assert digests_of(tmp_path / "audit") == before
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from skillserve.errors import OutputError
-from skillserve_client.batch.receipts import MANIFEST_FILE, WRITTEN_BY, Identity, Manifest
+from skillserve_client.batch.receipts import AUDIT_FILES, MANIFEST_FILE, WRITTEN_BY, Identity, Manifest
 
-__all__ = ["LOCK_FILE", "claimed", "os_errors", "require_same_job"]
+__all__ = ["LOCK_FILE", "audit_files_in", "claimed", "os_errors", "require_same_job"]
 
 LOCK_FILE = ".lock"
 
@@ -50,6 +50,13 @@ def require_same_job(folder: Path, identity: Identity, *, fresh: bool) -> Manife
             fix="Name another folder, or remove those results with --fresh.",
         )
     return found
+
+
+def audit_files_in(folder: Path) -> frozenset[str]:
+    """Tables of an audit that the manifest of a folder lists, whatever version wrote it: these are ours to remove."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return AUDIT_FILES & {entry["file"] for entry in json.loads((folder / MANIFEST_FILE).read_bytes())["shards"]}
+    return frozenset()
 
 
 @contextmanager

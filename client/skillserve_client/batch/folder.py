@@ -18,9 +18,8 @@ from typing import Self
 from pydantic import ValidationError
 
 from skillserve.publish import published_file, sha256_of, write_bytes, write_text
-from skillserve_client.batch.claim import claimed, os_errors, require_same_job
+from skillserve_client.batch.claim import audit_files_in, claimed, os_errors, require_same_job
 from skillserve_client.batch.receipts import (
-    AUDIT_FILES,
     MANIFEST_FILE,
     RECEIPTS,
     REJECTS_FILE,
@@ -153,5 +152,5 @@ class OutputFolder:
         """The manifest last: without it nothing of the rest would be known as ours."""
         for part in (SHARDS, RECEIPTS):
             shutil.rmtree(self.path / part, ignore_errors=True)
-        for name in (REJECTS_FILE, *sorted(AUDIT_FILES), MANIFEST_FILE):
+        for name in (REJECTS_FILE, *audit_files_in(self.path), MANIFEST_FILE):
             (self.path / name).unlink(missing_ok=True)

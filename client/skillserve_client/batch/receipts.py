@@ -119,3 +119,4 @@ class Manifest(Record):
     num_rejects: int = 0
     num_tokens: int = 0
     shards: tuple[Entry, ...] = ()
+    """Of an audit its tables."""

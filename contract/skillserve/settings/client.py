@@ -82,7 +82,7 @@ class ScoreSettings(Section):
     engine: Literal["server", "direct"] = Field(
         "server", description="`server` asks a running one; `direct` runs the graphs of --models in this process"
     )
-    format: Literal["parquet", "jsonl"] = Field("parquet", description="of the finished shards")
+    format: Literal["parquet", "jsonl"] = Field("parquet", description="of finished shards and tables")
     shard_rows: int | None = Field(
         None,
         ge=1,

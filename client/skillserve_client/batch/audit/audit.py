@@ -27,11 +27,10 @@ from skillserve_client.batch.audit.tables import (
     write_table,
 )
 from skillserve_client.batch.audit.taxonomy import Taxonomy
-from skillserve_client.batch.claim import LOCK_FILE, claimed, os_errors, require_same_job
+from skillserve_client.batch.claim import LOCK_FILE, audit_files_in, claimed, os_errors, require_same_job
 from skillserve_client.batch.files import Format
 from skillserve_client.batch.finished import Finished
 from skillserve_client.batch.receipts import (
-    AUDIT_FILES,
     MANIFEST_FILE,
     SHARDED_FILES,
     SUMMARY_FILE,
@@ -172,7 +171,7 @@ class Audit:
 
     def _require_alone(self) -> None:
         """A whole folder is exchanged, so nothing that is not ours may be in it."""
-        ours = AUDIT_FILES | {MANIFEST_FILE, LOCK_FILE} | (SHARDED_FILES if self.fresh else frozenset())
+        ours = {MANIFEST_FILE, LOCK_FILE} | audit_files_in(self.out) | (SHARDED_FILES if self.fresh else frozenset())
         strangers = sorted(entry.name for entry in self.out.iterdir() if entry.name not in ours)
         if strangers:
             raise OutputError(

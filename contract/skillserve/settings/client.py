@@ -100,7 +100,7 @@ class AuditSettings(Section):
         10, ge=1, description="nearest skills that are listed for each one, and hubs are counted by"
     )
     duplicate_similarity: float = Field(
-        0.95,
+        0.9,
         gt=-1,
         le=1,
         description="similarity from which on two skills are near duplicates; lower finds more that are not",

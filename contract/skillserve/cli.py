@@ -75,7 +75,7 @@ COMMANDS: dict[str, Command] = {
     "score": Command(
         "skillserve_client.batch.cli:score",
         "client",
-        "Embed a catalogue, rank a file of requests, or score pairs, in bulk; a stopped run goes on.",
+        "Embed or audit a catalogue, rank a file of requests, or score pairs, in bulk; a stopped run goes on.",
     ),
     "calibrate": Command(
         "skillserve_client.cli_calibrate:calibrate",

@@ -95,3 +95,30 @@ def test_both_engines_and_the_searcher_agree(
             for rows in (one["hits"], other["hits"]):
                 scores = {hit["skill_id"]: hit["score"] for hit in rows}
                 assert np.allclose([scores[hit.skill_id] for hit in hits], [hit.score for hit in hits], atol=TOLERANCE)
+
+
+def test_an_audit_of_embedded_skills_counts_the_hits_of_rankings(
+    server: Any, bundles: Path, catalogue: Path, sample_data: Path, skillserve: Command, tmp_path: Path
+) -> None:
+    """Vectors from graphs in this process, categories from the server: one graph, so they belong together."""
+    requests = tmp_path / "requests.jsonl"
+    lines = (sample_data / "queries" / "test.jsonl").read_text().splitlines()[:6]
+    requests.write_text("\n".join(lines) + "\n")
+    models = ["--models", str(server.repository), "--url", server.url]
+    vectors, rankings, out = (tmp_path / name for name in ("vectors", "rankings", "audit"))
+    skillserve("score", "embed", str(catalogue), "--out", str(vectors), "--engine", "direct", *models)
+    ranked = ["--bundles", str(bundles), "--rerank-depth", "0", "--top-k", "3", "--no-abstain"]
+    skillserve("score", "rank", str(requests), "--out", str(rankings), *ranked, *models)
+    read = ["--vectors", str(vectors), "--rankings", str(rankings)]
+    told = json.loads(skillserve("score", "audit", str(catalogue), *read, "--out", str(out), *models, "--json").stdout)
+    rows = table_of(vectors)
+    near = np.array([row["embedding"] for row in rows])
+    similarities = near @ near.T - 2 * np.eye(len(near))
+    for row, own in zip(pq.read_table(out / "neighbours.parquet").to_pylist(), similarities, strict=True):
+        found = [each["similarity"] for each in row["neighbours"]]
+        assert np.allclose(found, np.sort(own)[::-1][:10], atol=TOLERANCE)
+    hubs = pq.read_table(out / "hubs.parquet").to_pylist()
+    assert sum(row["rankings"] for row in hubs) == 3 * len(lines)
+    assert sum(row["first"] for row in hubs) == told["rankings"]["num_rankings"] == len(lines)
+    assert {row["id"] for row in hubs} == {row["id"] for row in rows}
+    assert sum(each["num_skills"] for each in told["categories"]["counts"]) == len(rows)

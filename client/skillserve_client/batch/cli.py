@@ -1,4 +1,4 @@
-"""The commands `skillserve score embed`, `rank` and `pairs`."""
+"""The commands `skillserve score embed`, `rank`, `pairs` and `audit`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from typing import Annotated, Any
 
 import typer
 
-from skillserve.console import out, talk
+from skillserve.console import out, print_json, talk
 from skillserve.flags import Json, with_settings
 from skillserve.settings import Settings
 from skillserve.tensors import Role
+from skillserve_client.batch.audit.audit import Audit
+from skillserve_client.batch.audit.categories import embed_taxonomy
+from skillserve_client.batch.audit.show import show
+from skillserve_client.batch.audit.taxonomy import Taxonomy, read_taxonomy
 from skillserve_client.batch.direct import DirectInference
 from skillserve_client.batch.embed import EmbedJob
 from skillserve_client.batch.engine import Engine
-from skillserve_client.batch.folder import REJECTS_FILE
+from skillserve_client.batch.finished import Finished
 from skillserve_client.batch.jobs import Job
 from skillserve_client.batch.pairs import PairsJob
 from skillserve_client.batch.rank import RankJob
+from skillserve_client.batch.receipts import REJECTS_FILE
 from skillserve_client.batch.run import Run, Spec
 from skillserve_client.batch.watching import Summary
 from skillserve_client.bundle import Bundle, open_bundle
 from skillserve_client.models import read_sources
 from skillserve_client.search import check_models
 from skillserve_client.triton import Triton
-from skillserve_client.wire import Inference
+from skillserve_client.wire import Floats, Inference
 
 __all__ = ["WITH_REJECTS", "score"]
 
@@ -36,7 +41,7 @@ WITH_REJECTS = 6
 score = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Embed a catalogue, rank a file of requests, or score pairs, in bulk; a stopped run goes on.",
+    help="Embed or audit a catalogue, rank a file of requests, or score pairs, in bulk; a stopped run goes on.",
 )
 
 _OF_A_SEARCH = [
@@ -104,6 +109,44 @@ def pairs(
     bundle = open_bundle(settings.index.bundles, index=settings.index)
     job = PairsJob.of(pairs, bundle, settings.search)
     return _carry_out_with(bundle, job, settings, out, fresh=fresh, as_json=as_json)
+
+
+@score.command()
+@with_settings("audit", "score.engine", "score.format", "index.models", "client")
+def audit(
+    catalogue: Annotated[list[Path], typer.Argument(help="the files and folders that were embedded")],
+    vectors: Annotated[Path, typer.Option("--vectors", help="finished output of `skillserve score embed`")],
+    out: Annotated[Path, typer.Option("--out", help="folder of the results; it is replaced as a whole")],
+    rankings: Annotated[
+        Path | None, typer.Option("--rankings", help="finished output of `skillserve score rank`, to count hits in")
+    ] = None,
+    fresh: _Fresh = False,  # noqa: FBT002
+    *,
+    settings: Settings,
+    as_json: Json = False,
+) -> None:
+    """Find near duplicates, neighbours, hubs and categories of a catalogue that was embedded."""
+    job = Audit(
+        catalogue=catalogue,
+        vectors=Finished.opened(vectors, "embed"),
+        rankings=Finished.opened(rankings, "rank") if rankings else None,
+        taxonomy=read_taxonomy(settings.audit.taxonomy) if settings.audit.categories else None,
+        settings=settings.audit,
+        file_format=settings.score.format,
+        out=out,
+        fresh=fresh,
+    )
+
+    def embed_categories(taxonomy: Taxonomy) -> Floats:
+        with _inference(settings, ("embedder",)) as inference:
+            (source,) = read_sources(settings.index.models, inference, roles=("embedder",)).values()
+            return embed_taxonomy(taxonomy, source, inference, model=job.model)
+
+    summary, current = job.carry_out(embed_categories)
+    if as_json:
+        print_json({"status": "current" if current else "published", "out": str(out), **summary})
+    else:
+        show(summary, str(out))
 
 
 def _carry_out_with(

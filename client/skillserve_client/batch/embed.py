@@ -17,7 +17,7 @@ from skillserve_client.batch.jobs import Outcome, Refused
 from skillserve_client.models import Source
 from skillserve_client.tokens import embedder_tokens
 
-__all__ = ["EmbedJob", "Prepared"]
+__all__ = ["EmbedJob", "Prepared", "catalogue_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,11 @@ class Prepared:
 
     ids: list[str]
     sequences: list[Ids]
+
+
+def catalogue_of(paths: Sequence[Path]) -> Sources[Skill]:
+    """The skills of these files and folders."""
+    return Sources(paths=paths, parse=skill_of, needed=("name",), tree_of_skill_md=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,7 @@ class EmbedJob:
     @classmethod
     def of(cls, paths: Sequence[Path], source: Source) -> EmbedJob:
         """The job for these files, with the embedder of a repository; raises CardError."""
-        sources = Sources(paths=paths, parse=skill_of, needed=("name",), tree_of_skill_md=True)
-        return cls(sources, embedder_tokens(source.card, source.tokenizer_json))
+        return cls(catalogue_of(paths), embedder_tokens(source.card, source.tokenizer_json))
 
     @property
     def digests(self) -> Mapping[Role, str]:

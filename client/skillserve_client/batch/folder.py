@@ -8,28 +8,30 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 from pydantic import ValidationError
 
-from skillserve.errors import OutputError
 from skillserve.publish import published_file, sha256_of, write_bytes, write_text
-from skillserve_client.batch.receipts import WRITTEN_BY, Entry, Identity, Manifest, Receipt, Reject
+from skillserve_client.batch.claim import audit_files_in, claimed, os_errors, require_same_job
+from skillserve_client.batch.receipts import (
+    MANIFEST_FILE,
+    RECEIPTS,
+    REJECTS_FILE,
+    SHARDS,
+    Entry,
+    Identity,
+    Manifest,
+    Receipt,
+    Reject,
+)
 
-__all__ = ["MANIFEST_FILE", "REJECTS_FILE", "OutputFolder"]
-
-MANIFEST_FILE = "manifest.json"
-REJECTS_FILE = "rejects.jsonl"
-_SHARDS = "shards"
-_RECEIPTS = "receipts"
-_LOCK_FILE = ".lock"
+__all__ = ["OutputFolder"]
 
 
 class OutputFolder:
@@ -48,15 +50,15 @@ class OutputFolder:
         Raises OutputError if another process writes to it, if it holds another job, or anything that is not ours.
         """
         folder = cls(path, identity, sources)
-        with _claimed(path):
-            with _os_errors(path):
+        with claimed(path):
+            with os_errors(path):
                 folder._prepare(fresh=fresh)
             yield folder
 
     def places(self) -> dict[int, set[str]]:
         """Place → names of the shards that were finished there before, whatever they were of."""
         found: dict[int, set[str]] = {}
-        for path in (self.path / _RECEIPTS).glob("*.json"):
+        for path in (self.path / RECEIPTS).glob("*.json"):
             place, dash, _ = path.stem.partition("-")
             if dash and place.isdecimal():
                 found.setdefault(int(place), set()).add(path.stem)
@@ -65,7 +67,7 @@ class OutputFolder:
     def finished(self, name: str) -> Receipt | None:
         """The receipt of a finished shard, its file verified; None if there is none, or one of them is damaged."""
         try:
-            receipt = Receipt.model_validate_json((self.path / _RECEIPTS / f"{name}.json").read_bytes())
+            receipt = Receipt.model_validate_json((self.path / RECEIPTS / f"{name}.json").read_bytes())
             file = self.path / receipt.entry.file
             sound = file.stat().st_size == receipt.entry.size and sha256_of(file) == receipt.entry.sha256
         except (FileNotFoundError, ValidationError):
@@ -85,7 +87,7 @@ class OutputFolder:
         rejects: Sequence[Reject],
     ) -> Receipt:
         """Write a shard, then its receipt, which makes it a finished one."""
-        file = f"{_SHARDS}/{name}.{ending}"
+        file = f"{SHARDS}/{name}.{ending}"
         entry = Entry(
             name=name,
             file=file,
@@ -98,31 +100,33 @@ class OutputFolder:
             num_tokens=num_tokens,
         )
         receipt = Receipt(entry=entry, rejects=tuple(rejects))
-        with _os_errors(self.path):
+        with os_errors(self.path):
             write_bytes(self.path / file, content)
-            write_text(self.path / _RECEIPTS / f"{name}.json", receipt.model_dump_json() + "\n")
+            write_text(self.path / RECEIPTS / f"{name}.json", receipt.model_dump_json() + "\n")
         return receipt
 
     def complete(self, entries: Sequence[Entry]) -> Manifest:
         """Write the rejects and the manifest, and remove shards that are not of this input."""
         manifest, kept = self._manifest("complete", entries), {entry.name for entry in entries}
-        with _os_errors(self.path):
+        with os_errors(self.path):
             with published_file(self.path / REJECTS_FILE) as file:
                 for entry in entries:
-                    receipt = (self.path / _RECEIPTS / f"{entry.name}.json").read_bytes()
+                    receipt = (self.path / RECEIPTS / f"{entry.name}.json").read_bytes()
                     for reject in Receipt.model_validate_json(receipt).rejects:
                         file.write((reject.model_dump_json() + "\n").encode())
             self._write_manifest(manifest)
-            for path in (*(self.path / _SHARDS).iterdir(), *(self.path / _RECEIPTS).iterdir()):
+            for path in (*(self.path / SHARDS).iterdir(), *(self.path / RECEIPTS).iterdir()):
                 if path.name.partition(".")[0] not in kept:
                     path.unlink()
         return manifest
 
     def _prepare(self, *, fresh: bool) -> None:
-        self._check(fresh=fresh)
+        require_same_job(self.path, self.identity, fresh=fresh)
+        if fresh:
+            self._clear()
         # First, since a folder with anything else in it and no manifest is not ours.
         self._write_manifest(self._manifest("running"))
-        for part in (self.path / _SHARDS, self.path / _RECEIPTS):
+        for part in (self.path / SHARDS, self.path / RECEIPTS):
             part.mkdir(exist_ok=True)
             for left in part.glob(".*"):  # half-written files of a killed run
                 left.unlink()
@@ -144,98 +148,9 @@ class OutputFolder:
     def _write_manifest(self, manifest: Manifest) -> None:
         write_text(self.path / MANIFEST_FILE, manifest.model_dump_json(indent=1) + "\n")
 
-    def _check(self, *, fresh: bool) -> None:
-        """That the folder is empty, or holds this job; with `fresh` it may hold another one of ours, which goes."""
-        path = self.path / MANIFEST_FILE
-        if not path.exists():
-            strangers = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
-            if strangers:
-                raise self._refused(f"{strangers[0]} and no {MANIFEST_FILE}", fix="Name another folder: --out FOLDER")
-            return
-        content = path.read_bytes()
-        if not _is_ours(content):
-            raise self._refused(f"a {MANIFEST_FILE} of something else", fix="Name another folder: --out FOLDER")
-        if fresh:
-            self._clear()
-            return
-        try:
-            found = Manifest.model_validate_json(content)
-        except ValidationError as error:
-            raise self._refused(
-                f"a {MANIFEST_FILE} of another version, or damaged ({error.errors()[0]['msg']})",
-                fix="Name another folder, or remove those results with --fresh.",
-            ) from error
-        if found.identity != self.identity:
-            raise self._refused(
-                f"results of {_difference(found.identity, self.identity)}",
-                fix="Name another folder, or remove those results with --fresh.",
-            )
-
     def _clear(self) -> None:
         """The manifest last: without it nothing of the rest would be known as ours."""
-        for part in (_SHARDS, _RECEIPTS):
+        for part in (SHARDS, RECEIPTS):
             shutil.rmtree(self.path / part, ignore_errors=True)
-        (self.path / REJECTS_FILE).unlink(missing_ok=True)
-        (self.path / MANIFEST_FILE).unlink()
-
-    def _refused(self, got: str, *, fix: str) -> OutputError:
-        return OutputError(
-            f"output folder `{self.path}`", got=got, wanted="an empty folder, or one of the same job", fix=fix
-        )
-
-
-@contextmanager
-def _claimed(path: Path) -> Iterator[None]:
-    """Write alone: a second process is refused. The death of this one gives the folder back."""
-    with _os_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-        file = (path / _LOCK_FILE).open("ab")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"output folder `{path}`",
-                got="another process that writes to it",
-                wanted="one run at a time",
-                fix="Wait for it, or name another folder: --out FOLDER",
-            ) from error
-        yield
-
-
-@contextmanager
-def _os_errors(path: Path) -> Iterator[None]:
-    """Full disks and missing permissions in our own words."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"output folder `{path}`",
-            got=error.strerror or str(error),
-            wanted="room and permission to write",
-            fix="Free space or correct the permissions, and run the command again: finished shards are kept.",
-        ) from error
-
-
-def _is_ours(content: bytes) -> bool:
-    with suppress(ValueError):
-        read = json.loads(content)
-        return isinstance(read, dict) and read.get("written_by") == WRITTEN_BY
-    return False
-
-
-def _difference(found: Identity, wanted: Identity) -> str:
-    """The first thing in which two identities differ, for people."""
-    theirs, ours = (_flat(identity.model_dump(mode="json")) for identity in (found, wanted))
-    name = next(key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key))
-    return f"{name} {theirs.get(name, 'none')}, not {ours.get(name, 'none')}"
-
-
-def _flat(content: dict[str, object], before: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{before}{key}.")
-        else:
-            flat[before + key] = str(value)
-    return flat
+        for name in (REJECTS_FILE, *audit_files_in(self.path), MANIFEST_FILE):
+            (self.path / name).unlink(missing_ok=True)

@@ -10,15 +10,43 @@ from pydantic import Field
 
 from skillserve_client.manifest import Record, Sha256
 
-__all__ = ["OUTPUT_FORMAT", "WRITTEN_BY", "Entry", "Identity", "JobName", "Manifest", "Receipt", "Reject"]
+__all__ = [
+    "AUDIT_FILES",
+    "MANIFEST_FILE",
+    "OUTPUT_FORMAT",
+    "RECEIPTS",
+    "REJECTS_FILE",
+    "SHARDED_FILES",
+    "SHARDS",
+    "SUMMARY_FILE",
+    "WRITTEN_BY",
+    "Entry",
+    "Identity",
+    "JobName",
+    "Manifest",
+    "Receipt",
+    "Reject",
+]
 
 OUTPUT_FORMAT = 1
 """Goes up when shards, receipts or manifest change their form: folders of two forms never mix."""
 
 WRITTEN_BY: Literal["skillserve score"] = "skillserve score"
 
+MANIFEST_FILE = "manifest.json"
 
-JobName = Literal["embed", "rank", "pairs"]
+JobName = Literal["embed", "rank", "pairs", "audit"]
+
+SHARDS = "shards"
+RECEIPTS = "receipts"
+REJECTS_FILE = "rejects.jsonl"
+SHARDED_FILES = frozenset({SHARDS, RECEIPTS, REJECTS_FILE})
+"""What `embed`, `rank` and `pairs` write beside their manifest."""
+
+SUMMARY_FILE = "summary.json"
+_TABLES = ("neighbours", "duplicates", "hubs", "categories")
+AUDIT_FILES = frozenset({SUMMARY_FILE, *(f"{name}.{ending}" for name in _TABLES for ending in ("parquet", "jsonl"))})
+"""What an audit writes there."""
 
 
 class Identity(Record):
@@ -55,7 +83,7 @@ class Reject(Record):
 
 
 class Entry(Record):
-    """A finished shard."""
+    """A finished shard, or a table of an audit."""
 
     name: str
     file: str
@@ -91,3 +119,4 @@ class Manifest(Record):
     num_rejects: int = 0
     num_tokens: int = 0
     shards: tuple[Entry, ...] = ()
+    """Of an audit its tables."""

@@ -5,7 +5,14 @@ This is the one door: sections are imported from here, wherever they stand.
 
 from __future__ import annotations
 
-from skillserve.settings.client import CalibrateSettings, ClientSettings, IndexSettings, ScoreSettings, SearchSettings
+from skillserve.settings.client import (
+    AuditSettings,
+    CalibrateSettings,
+    ClientSettings,
+    IndexSettings,
+    ScoreSettings,
+    SearchSettings,
+)
 from skillserve.settings.export import ExportSettings, PlanSettings
 from skillserve.settings.measuring import BenchSettings, EvaluateSettings
 from skillserve.settings.mining import MineSettings
@@ -15,6 +22,7 @@ from skillserve.settings.serving import ServeSettings
 from skillserve.settings.training import TrainSettings
 
 __all__ = [
+    "AuditSettings",
     "BenchSettings",
     "CalibrateSettings",
     "ClientSettings",
@@ -41,6 +49,7 @@ class Settings(Section):
     search: SearchSettings = SearchSettings()
     index: IndexSettings = IndexSettings()
     score: ScoreSettings = ScoreSettings()
+    audit: AuditSettings = AuditSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
     export: ExportSettings = ExportSettings()
     plan: PlanSettings = PlanSettings()

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from skillserve.settings.section import Section
 
-__all__ = ["CalibrateSettings", "ClientSettings", "IndexSettings", "ScoreSettings", "SearchSettings"]
+__all__ = ["AuditSettings", "CalibrateSettings", "ClientSettings", "IndexSettings", "ScoreSettings", "SearchSettings"]
 
 
 class ClientSettings(Section):
@@ -100,7 +100,7 @@ class ScoreSettings(Section):
     engine: Literal["server", "direct"] = Field(
         "server", description="`server` asks a running one; `direct` runs the graphs of --models in this process"
     )
-    format: Literal["parquet", "jsonl"] = Field("parquet", description="of the finished shards")
+    format: Literal["parquet", "jsonl"] = Field("parquet", description="of finished shards and tables")
     shard_rows: int | None = Field(
         None,
         ge=1,
@@ -108,6 +108,24 @@ class ScoreSettings(Section):
     )
     patience_s: float = Field(
         120.0, ge=0, description="how long a request that the server sheds, or a lost server, is tried again, seconds"
+    )
+
+
+class AuditSettings(Section):
+    """Auditing a catalogue."""
+
+    num_neighbours: int = Field(
+        10, ge=1, description="nearest skills that are listed for each one, and hubs are counted by"
+    )
+    duplicate_similarity: float = Field(
+        0.9,
+        gt=-1,
+        le=1,
+        description="similarity from which on two skills are near duplicates; lower finds more that are not",
+    )
+    categories: bool = Field(default=True, description="assign categories, which needs the embedder and no more")
+    taxonomy: Path | None = Field(
+        None, description="TOML or JSON file of categories with descriptions; not set: SkillRet's 18"
     )
 
 

@@ -1,0 +1,73 @@
+"""Groups of near duplicates: connected components of close pairs and of equal texts.
+
+Shape legend: N skills, P pairs, D embedding dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from skillserve_client.index import Rows
+from skillserve_client.wire import Floats
+
+__all__ = ["Forest", "Group", "first_of_text"]
+
+_TIE = 1e-6
+"""Means of similarities that differ by no more are equal: float32 unit vectors are as inexact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Near duplicates; the chain from one to another may lead over others that are closer to both."""
+
+    rows: Rows
+    """Ascending, two or more."""
+    representative: int
+    """The row that is closest to all others on average; of equals the first."""
+    similarities: Floats
+    """Of each row to the representative."""
+
+
+class Forest:
+    """Which skills hang together, told pair by pair (union and find, with halved paths)."""
+
+    def __init__(self, num_skills: int) -> None:
+        self._above = list(range(num_skills))
+
+    def join(self, pairs: Rows) -> None:
+        """Each pair `[P, 2]` hangs together from now on."""
+        for one, other in pairs.tolist():
+            low, high = sorted((self._root(one), self._root(other)))
+            self._above[high] = low
+
+    def groups(self, vectors: Floats) -> list[Group]:
+        """All of two or more, largest first, those of one size by their first row."""
+        roots = np.array([self._root(row) for row in range(len(self._above))])
+        order = np.argsort(roots, kind="stable")
+        starts = np.flatnonzero(np.diff(roots[order])) + 1
+        members = [rows for rows in np.split(order, starts) if len(rows) > 1]
+        return [_group(rows, vectors) for rows in sorted(members, key=lambda rows: (-len(rows), rows[0]))]
+
+    def _root(self, row: int) -> int:
+        above = self._above
+        while above[row] != row:
+            above[row] = above[above[row]]
+            row = above[row]
+        return row
+
+
+def first_of_text(texts: Sequence[bytes]) -> Rows:
+    """`[N]`: the first row with the same text, which may be the row itself."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(text, row) for row, text in enumerate(texts)], np.int64)
+
+
+def _group(rows: Rows, vectors: Floats) -> Group:
+    own = vectors[rows].astype(np.float64)
+    with_others = own @ own.sum(axis=0) - (own * own).sum(axis=1)
+    means = with_others / (len(rows) - 1)
+    chosen = int(np.flatnonzero(means >= means.max() - _TIE)[0])
+    return Group(rows, int(rows[chosen]), (own * own[chosen]).sum(axis=1).astype(np.float32))

@@ -19,7 +19,7 @@ from skillserve.text import skill_text
 from skillserve_client.batch.embed import catalogue_of
 from skillserve_client.batch.finished import Finished
 from skillserve_client.batch.shards import cut_shards
-from skillserve_client.index import Rows
+from skillserve_client.vectors import Rows
 from skillserve_client.wire import Floats
 
 __all__ = ["Skills", "read_skills_of"]

@@ -12,9 +12,9 @@ import numpy as np
 
 from skillserve.errors import RepositoryError
 from skillserve_client.batch.audit.taxonomy import Taxonomy
-from skillserve_client.index import Rows
 from skillserve_client.models import Source
 from skillserve_client.tokens import embedder_tokens
+from skillserve_client.vectors import Rows
 from skillserve_client.wire import Floats, Inference
 
 __all__ = ["Assigned", "assign", "embed_taxonomy"]

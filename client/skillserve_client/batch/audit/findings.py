@@ -18,7 +18,7 @@ from skillserve_client.batch.audit.groups import Forest, Group, first_of_text
 from skillserve_client.batch.audit.hubs import Crowding, are_hubs, occurrences_of, skewness
 from skillserve_client.batch.audit.neighbours import neighbour_blocks
 from skillserve_client.batch.audit.taxonomy import Taxonomy
-from skillserve_client.index import Rows
+from skillserve_client.vectors import Rows
 from skillserve_client.wire import Floats
 
 __all__ = ["Compared", "compare", "summarise"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skillserve_client.index import Rows
+from skillserve_client.vectors import Rows
 from skillserve_client.wire import Floats
 
 __all__ = ["Forest", "Group", "first_of_text"]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from skillserve.errors import OutputError
 from skillserve_client.batch.finished import Finished
-from skillserve_client.index import Rows
+from skillserve_client.vectors import Rows
 
 __all__ = ["Crowding", "are_hubs", "crowding_of", "occurrences_of", "skewness"]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skillserve_client.index import FlatIndex, Rows
+from skillserve_client.index import FlatIndex
+from skillserve_client.vectors import Entries, Mark, Rows
 from skillserve_client.wire import Floats
 
 __all__ = ["Block", "neighbour_blocks"]
@@ -39,7 +40,8 @@ class Block:
 
 def neighbour_blocks(vectors: Floats, *, num_neighbours: int, threshold: float) -> Iterator[Block]:
     """All skills in blocks; K = min(num_neighbours, N - 1), and every close pair of the catalogue once."""
-    index = FlatIndex.build(vectors)
+    marks = {str(row): Mark(row, namespace="", digest="") for row in range(len(vectors))}
+    index = FlatIndex.of(Entries(marks, vectors))
     num_rows = max(1, min(_MOST_BLOCK_ROWS, _BLOCK_BYTES // (_RESULT_BYTES * len(vectors))))
     width = min(num_neighbours, len(vectors) - 1) + 1
     for first in range(0, len(vectors), num_rows):

@@ -20,7 +20,7 @@ from skillserve_client.batch.audit.groups import Group
 from skillserve_client.batch.audit.hubs import Crowding, are_hubs
 from skillserve_client.batch.audit.taxonomy import Taxonomy
 from skillserve_client.batch.files import Format, metadata_of
-from skillserve_client.index import Rows
+from skillserve_client.vectors import Rows
 from skillserve_client.wire import Floats
 
 __all__ = ["category_parts", "duplicate_parts", "hub_parts", "neighbour_parts", "write_table"]

@@ -52,6 +52,12 @@ class FlatIndex:
         """D."""
         return int(self._index.d)
 
+    @property
+    def vectors(self) -> Floats:
+        """Embeddings `[N, D]` by row, a copy."""
+        vectors: Floats = self._index.reconstruct_n(0, len(self))
+        return vectors
+
     def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
         """The K = min(k, N) nearest rows of each query: similarities `[Q, K]`, rows `[Q, K]`, best first."""
         if queries.ndim != 2 or queries.shape[1] != self.dim or k < 1:

@@ -87,7 +87,7 @@ def test_a_daemon_ranks_as_the_models_by_hand_answers_whoever_asked_and_is_misse
     async def story() -> None:
         with started_daemon("st", "torch", Path(sys.executable), folder) as daemon:
             assert daemon.threads == 1
-            target = PeerTarget("st", daemon.port, timeout_s=60.0)
+            target = PeerTarget("st", daemon.port, timeout_s=300.0)
             async with target.open() as send, target.open() as other, replace(target, timeout_s=1e-9).open() as hasty:
                 payloads = [peer_payload("", text) for text in requests]
                 # All at once, over two connections: each must get its own answer.

@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from .job import Request
 
@@ -45,7 +46,8 @@ async def serve(search: Search, ready: Callable[[int], None]) -> None:
 def _until_parent_ends(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     while os.read(0, 1):
         pass
-    loop.call_soon_threadsafe(stop.set)
+    with suppress(RuntimeError):  # the loop ended first
+        loop.call_soon_threadsafe(stop.set)
 
 
 class _Session:
@@ -61,8 +63,8 @@ class _Session:
                 task = asyncio.create_task(self._answer(line, writer))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-        except ConnectionError:
-            pass  # its sender ended; so does this
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # its sender ended, or the daemon does
         finally:
             writer.close()
 

@@ -21,7 +21,6 @@ from skillserve_bench.peers.roster import Peer
 __all__ = ["RECORD_FILE", "Installation", "install", "installation", "python_of"]
 
 RECORD_FILE = "peer.json"
-_PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +48,9 @@ def install(peer: Peer, folder: Path, requirements: Path) -> Installation:
     begin, home = time.monotonic(), folder / peer.name
     python = python_of(folder, peer)
     talk(f"{peer.name}: installing {requirements.name} into {home}")
-    reason = _failure([sys.executable, "-m", "venv", str(home)])
-    reason = reason or _failure([str(python), *_PIP, "install", "--quiet", "--requirement", str(requirements)])
+    # Ours installs into it: an environment without a pip of its own is made at once.
+    reason = _failure([sys.executable, "-m", "venv", "--without-pip", str(home)])
+    reason = reason or _failure([*_pip(python), "install", "--quiet", "--requirement", str(requirements)])
     found = Installation(
         name=peer.name,
         installed=reason is None,
@@ -95,6 +95,11 @@ def _failure(command: Sequence[str]) -> str | None:
     return (errors or lines or [f"exit code {done.returncode}"])[-1].removeprefix("ERROR:").strip()
 
 
+def _pip(python: Path) -> list[str]:
+    """The pip of this interpreter, on another one."""
+    return [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--python", str(python)]
+
+
 def _packages(python: Path) -> dict[str, str]:
-    listed = subprocess.run([python, *_PIP, "list", "--format", "json"], capture_output=True, text=True, check=True)
+    listed = subprocess.run([*_pip(python), "list", "--format", "json"], capture_output=True, text=True, check=True)
     return {each["name"].lower(): each["version"] for each in json.loads(listed.stdout)}

@@ -107,6 +107,8 @@ def test_a_padded_repository_is_copied_without_what_joins_requests_and_a_packed_
     assert after == before
     with pytest.raises(RepositoryError, match="layout `packed`"):
         joining_nothing(packed, tmp_path / "other")
+    with pytest.raises(RepositoryError, match="no models in it"):
+        joining_nothing(tmp_path / "nowhere", tmp_path / "third")
 
 
 @pytest.mark.e2e

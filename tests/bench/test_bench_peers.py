@@ -146,6 +146,8 @@ def test_an_environment_that_was_made_is_recorded_with_its_versions(tmp_path: Pa
     assert (found.installed, found.reason) == (True, None)
     assert found.packages == {}
     assert installation(ROSTER["st"], tmp_path, wanted) == found
+    shutil.rmtree(tmp_path / "st" / "bin")
+    assert "is gone" in (installation(ROSTER["st"], tmp_path, wanted).reason or "")
 
 
 def test_every_peer_with_an_environment_has_pinned_requirements() -> None:

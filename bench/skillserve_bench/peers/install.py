@@ -73,6 +73,8 @@ def installation(peer: Peer, folder: Path, requirements: Path) -> Installation:
         return _absent(peer, wanted, f"no environment in {folder}: {again}")
     if found.requirements != wanted:
         return _absent(peer, wanted, f"its environment was made from other requirements: {again}")
+    if found.installed and not python_of(folder, peer).exists():
+        return _absent(peer, wanted, f"its environment is gone: {again}")
     return found
 
 

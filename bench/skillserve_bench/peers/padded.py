@@ -24,7 +24,14 @@ __all__ = ["joining_nothing", "started_padded"]
 
 
 def joining_nothing(repository: Path, target: Path) -> None:
-    """Copy a padded repository without dynamic batching; raises RepositoryError for another layout."""
+    """Copy a padded repository without dynamic batching; raises RepositoryError for none, or for another layout."""
+    if not any(repository.glob("*/config.pbtxt")):
+        raise RepositoryError(
+            f"padded model repository `{repository}`",
+            got="no models in it",
+            wanted="a folder written by `skillserve export`",
+            fix="Export them: skillserve export WEIGHTS --layout padded --repository FOLDER",
+        )
     shutil.copytree(repository, target)
     for path in sorted(target.glob("*/config.pbtxt")):
         config = read_configuration(path.parent)

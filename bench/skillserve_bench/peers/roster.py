@@ -50,7 +50,7 @@ ROSTER: dict[str, Peer] = {
         ),
         Peer(
             name="st-openvino",
-            about="the same through the library's OpenVINO backend",
+            about="the same through the library's OpenVINO backend, bfloat16 where the processor has it",
             engine="openvino",
             main_package="sentence-transformers",
         ),

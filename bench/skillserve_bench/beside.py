@@ -67,9 +67,9 @@ def beside_tables(beside: Beside, results: Sequence[Results], settings: BenchSet
                 [
                     each.name,
                     _median(by_name[each.name]),
-                    _text(_longer(by_name, each.name, ours, settings)),
+                    "1" if each.name == ours else _text(_longer(by_name, each.name, ours, settings)),
                     _rate(by_name[each.name]),
-                    _times(_more(by_name, each.name, ours)),
+                    "" if each.name == ours else _times(_more(by_name, each.name, ours)),
                     _number(by_name[each.name].saturation_per_s),
                     _points(beside, each.name),
                 ]

@@ -6,11 +6,11 @@ Beside peers, each scenario of the whole search is carried out on all contenders
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from skillserve.card import read_card
-from skillserve.errors import ServerUnreachable, SkillserveError
+from skillserve.errors import ServerError, ServerUnreachable, SkillserveError
 from skillserve.settings import BenchSettings, ClientSettings, SearchSettings
 from skillserve.skillfile import split_file
 from skillserve.tensors import MODEL_NAMES
@@ -130,7 +130,11 @@ def _field(
 def _measure_field(
     generator: Generator, beside: Beside, results: list[Results], data: Path, settings: BenchSettings
 ) -> None:
-    """Every scenario on all contenders in turns, then their rankings; whoever fails is left out from there on."""
+    """Every scenario on all contenders in turns, and how each ranks.
+
+    Whoever fails is left out of further scenarios. Its ranking is asked for all the same: it may have been too slow for
+    one of them, which says nothing of its quality.
+    """
     length = LENGTHS[settings.length]
     judged = read_judged(split_file(data, "queries", "test"), split_file(data, "qrels", "test"))
     stands = [Stand(generator, each.contender, settings) for each in beside.entered.entrants]
@@ -139,8 +143,10 @@ def _measure_field(
         for stand in stands:
             if scenario in settings.scenarios and not stand.results.problem and not generator.interrupted:
                 stand.run([scenario])
-    for entrant, stand in zip(beside.entered.entrants, stands, strict=True):
-        if not stand.results.problem and not generator.interrupted:
+    for entrant in beside.entered.entrants:
+        if generator.interrupted:
+            break
+        with suppress(ServerError):  # it is gone; its results say so
             beside.rankings[entrant.name] = rank(
                 generator,
                 entrant.contender,

@@ -156,6 +156,7 @@ def test_every_peer_with_an_environment_has_pinned_requirements() -> None:
             lines = [line for line in peer.requirements.read_text().splitlines() if not line.startswith("#")]
             assert lines
             assert all("==" in line for line in lines)
+            assert any(line.split("==")[0].split("[")[0] == peer.main_package for line in lines)
     assert [peer.name for peer in chosen(["infinity", "st", "infinity"])] == ["infinity", "st"]
     with pytest.raises(UsageError, match="one of st"):
         chosen(["nobody"])

@@ -104,4 +104,5 @@ def _pip(python: Path) -> list[str]:
 
 def _packages(python: Path) -> dict[str, str]:
     listed = subprocess.run([*_pip(python), "list", "--format", "json"], capture_output=True, text=True, check=True)
-    return {each["name"].lower(): each["version"] for each in json.loads(listed.stdout)}
+    # Some call themselves infinity_emb; names are compared with hyphens, as the index writes them.
+    return {each["name"].lower().replace("_", "-"): each["version"] for each in json.loads(listed.stdout)}

@@ -1,4 +1,4 @@
-"""The commands `skillserve bench quality|ranking|batching|overhead|score|speed|latency|compare`."""
+"""The commands `skillserve bench quality|ranking|batching|overhead|score|speed|latency|compare`, without `peers`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from skillserve.console import out as results
 from skillserve.console import print_json, talk
 from skillserve.flags import Json, with_settings
 from skillserve.settings import Settings
+from skillserve_bench import cli_peers
+from skillserve_bench.cli_peers import PeerEmbedder, PeerNames, PeerPadded, PeerReranker
 from skillserve_bench.compare import compare_reports, comparison_table, read_report
 from skillserve_bench.environment import Environment, observe, portable_command
 from skillserve_bench.figures import times
@@ -32,6 +34,7 @@ from skillserve_bench.speed.workload import read_corpus
 __all__ = ["app"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cli_peers.app, name="peers")
 
 Data = Annotated[
     Path | None,
@@ -151,23 +154,40 @@ def overhead(
         for name in ("length", "levels", "scenarios", "bound_ms", "arrivals", "num_clients", "num_workers")
     ),
     "bench.seed",
+    "bench.peers_folder",
     "client",
 )
 def latency(
     repository: Repository,
     data: Annotated[Path, typer.Option(help="folder in SkillRet's layout; the requests of its test split are sent")],
+    peer: PeerNames = None,
+    peer_embedder: PeerEmbedder = None,
+    peer_reranker: PeerReranker = None,
+    peer_padded: PeerPadded = None,
     out: Out = None,
     note: Note = None,
     *,
     settings: Settings,
     as_json: Json = False,
 ) -> None:
-    """Measure latency and throughput of embedder, reranker and the whole search under open and closed load."""
+    """Measure latency and throughput of embedder, reranker and the whole search under load, beside peers if invited."""
     files = _files(out)
+    peers = cli_peers.invited(
+        peer,
+        settings.bench.peers_folder,
+        embedder=peer_embedder,
+        reranker=peer_reranker,
+        padded=peer_padded,
+    )
     environment = observe(("hdrhistogram", "grpcio"))
     with _server(repository, settings) as server:
         findings = measure_latency(
-            server, repository=repository, data=data, settings=settings.bench, client=settings.client
+            server,
+            repository=repository,
+            data=data,
+            settings=settings.bench,
+            client=settings.client,
+            invited=peers,
         )
     _conclude(findings, environment, files, note, as_json=as_json)
 

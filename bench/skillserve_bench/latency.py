@@ -1,41 +1,71 @@
-"""A whole measurement of latencies: server, levels and scenarios, one after another, into one report."""
+"""A whole measurement of latencies: server, levels and scenarios, one after another, into one report.
+
+Beside peers, each scenario of the whole search is carried out on all contenders in turns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from skillserve.errors import ServerUnreachable, SkillserveError
-from skillserve.settings import BenchSettings, ClientSettings
-from skillserve_bench.levels import IndexBuild, Lines, open_lines
+from skillserve.card import read_card
+from skillserve.errors import ServerError, ServerUnreachable, SkillserveError
+from skillserve.settings import BenchSettings, ClientSettings, SearchSettings
+from skillserve.skillfile import split_file
+from skillserve.tensors import MODEL_NAMES
+from skillserve_bench.beside import Beside
+from skillserve_bench.lengths import LENGTHS
+from skillserve_bench.levels import MULTI, IndexBuild, Level, Lines, open_lines
 from skillserve_bench.load.generator import Generator, num_workers_for
+from skillserve_bench.peers.field import Entrant, Field, Invited, named, opened_field
+from skillserve_bench.peers.ranking import DEPTH, rank
 from skillserve_bench.presentation import Material, findings_of
 from skillserve_bench.report import Findings
 from skillserve_bench.scenarios.latency import SCENARIOS, Results, Stand
 from skillserve_bench.server import Server
+from skillserve_bench.supply import read_texts
+from skillserve_client.quality import read_judged
 
 __all__ = ["measure_latency"]
 
 
 def measure_latency(
-    server: Server, *, repository: Path, data: Path, settings: BenchSettings, client: ClientSettings
+    server: Server,
+    *,
+    repository: Path,
+    data: Path,
+    settings: BenchSettings,
+    client: ClientSettings,
+    invited: Invited | None = None,
 ) -> Findings:
     """Measure the levels and scenarios of the settings; `repository` is the server's, for cards and tokenizers.
 
     Raises what keeps a measurement from beginning. What happens later ends it, and is told in the report of what was
-    measured until then: a server that goes away, an error, Ctrl-C.
+    measured until then: a server that goes away, an error, Ctrl-C. Peers take part in the level `search`.
     """
     results: list[Results] = []
     problems: list[str] = []
     index: IndexBuild | None = None
+    beside: Beside | None = None
+    search = SearchSettings()
+    if invited:
+        reranks = (repository / MODEL_NAMES["reranker"]).is_dir()
+        invited.require(read_card(repository / MODEL_NAMES["embedder"]), reranks=reranks)
+        search = SearchSettings(rerank_depth=MULTI if reranks else 0, top_k=DEPTH)
     with (
-        open_lines(server, repository=repository, data=data, client=client, seed=settings.seed) as lines,
+        open_lines(server, repository=repository, data=data, client=client, search=search, seed=settings.seed) as lines,
         Generator(num_workers=num_workers_for(settings.num_workers)) as generator,
     ):
         try:
             if "index" in settings.scenarios or "search" in settings.levels:
                 index = lines.build_index()
             for level in settings.levels:
+                if invited and level == "search":
+                    with _field(invited, lines, server, repository, data, search, settings, client) as field:
+                        beside = Beside(entered=field)
+                        _measure_field(generator, beside, results, data, settings)
+                    continue
                 stand = Stand(generator, lines.contender(level), settings)
                 results.append(stand.results)
                 stand.run([each for each in SCENARIOS if each in settings.scenarios])
@@ -59,8 +89,73 @@ def measure_latency(
         settings=settings,
         interrupted=interrupted,
         problems=problems,
+        beside=beside,
     )
     return findings_of(material)
+
+
+@contextmanager
+def _field(
+    invited: Invited,
+    lines: Lines,
+    server: Server,
+    repository: Path,
+    data: Path,
+    search: SearchSettings,
+    settings: BenchSettings,
+    client: ClientSettings,
+) -> Iterator[Field]:
+    """Ours and the peers, running."""
+    level: Level = "search"
+    reranker = repository / MODEL_NAMES["reranker"]
+    ours = Entrant(
+        contender=lines.contender(level),
+        about="skillserve: what `skillserve serve` serves, and its client",
+        version=server.version,
+        payload=str.encode,
+        reranker=named(read_card(reranker) if search.rerank_depth else None),
+        threads=None,
+    )
+    with opened_field(
+        invited,
+        ours,
+        bundles=lines.bundles,
+        texts=lambda: read_texts(data, seed=settings.seed),
+        search=search,
+        client=client,
+    ) as field:
+        yield field
+
+
+def _measure_field(
+    generator: Generator, beside: Beside, results: list[Results], data: Path, settings: BenchSettings
+) -> None:
+    """Every scenario on all contenders in turns, and how each ranks.
+
+    Whoever fails is left out of further scenarios. Its ranking is asked for all the same: it may have been too slow for
+    one of them, which says nothing of its quality.
+    """
+    length = LENGTHS[settings.length]
+    judged = read_judged(split_file(data, "queries", "test"), split_file(data, "qrels", "test"))
+    stands = [Stand(generator, each.contender, settings) for each in beside.entered.entrants]
+    results += [stand.results for stand in stands]
+    for scenario in SCENARIOS:
+        for stand in stands:
+            if scenario in settings.scenarios and not stand.results.problem and not generator.interrupted:
+                stand.run([scenario])
+    for entrant in beside.entered.entrants:
+        if generator.interrupted:
+            break
+        with suppress(ServerError):  # it is gone; its results say so
+            beside.rankings[entrant.name] = rank(
+                generator,
+                entrant.contender,
+                entrant.payload,
+                judged,
+                most=length.num_judged,
+                window_s=length.window_s,
+                seed=settings.seed,
+            )
 
 
 def _sources(lines: Lines) -> Sequence[str]:

@@ -21,8 +21,12 @@ class Length:
     most_probes: int
     overload_s: float
     """How long the server is overloaded; as long before, and three times as long after."""
+    num_judged: int
+    """Judged requests that contenders beside each other are ranked by, at most."""
 
 
-SMOKE = Length(window_s=0.2, run_s=3.0, probe_s=1.5, rate_tolerance=0.5, most_probes=4, overload_s=1.0)
-FULL = Length(window_s=1.0, run_s=60.0, probe_s=30.0, rate_tolerance=0.05, most_probes=10, overload_s=20.0)
+SMOKE = Length(window_s=0.2, run_s=3.0, probe_s=1.5, rate_tolerance=0.5, most_probes=4, overload_s=1.0, num_judged=20)
+FULL = Length(
+    window_s=1.0, run_s=60.0, probe_s=30.0, rate_tolerance=0.05, most_probes=10, overload_s=20.0, num_judged=200
+)
 LENGTHS = {"smoke": SMOKE, "full": FULL}

@@ -18,7 +18,7 @@ from skillserve.tensors import MODEL_NAMES, Role
 from skillserve_bench.load.target import InferTarget, SearchTarget
 from skillserve_bench.measurement import Contender
 from skillserve_bench.server import Server
-from skillserve_bench.supply import Supply, Texts, embedder_supply, read_texts, reranker_supply
+from skillserve_bench.supply import Supply, Texts, TextSupply, embedder_supply, read_texts, reranker_supply
 from skillserve_client import Triton, build_bundle
 
 __all__ = ["IndexBuild", "Level", "Lines", "open_lines"]
@@ -37,19 +37,6 @@ class IndexBuild:
     num_skills: int
 
 
-class SearchSupply:
-    """Requests as text."""
-
-    def __init__(self, texts: Texts) -> None:
-        self._texts = texts
-
-    def take(self, num: int, *, each: int = 1) -> list[bytes]:
-        """The next `num` requests; a search is about one text."""
-        if each != 1:
-            raise ValueError("a search takes one text")
-        return [text.encode() for text in self._texts.take(num)]
-
-
 class Lines:
     """A server's levels, each made when it is asked for."""
 
@@ -62,10 +49,14 @@ class Lines:
         data: Path,
         bundles: Path,
         client: ClientSettings,
+        search: SearchSettings,
         seed: int,
     ) -> None:
+        self._search = search
         self._server, self._triton, self._client = server, triton, client
-        self._repository, self._data, self._bundles, self._seed = repository, data, bundles, seed
+        self._repository, self._data, self._seed = repository, data, seed
+        self.bundles = bundles
+        """Folder of the bundle, once the index is built."""
         self.texts: dict[Level, Texts] = {}
         self.supplies: dict[Role, Supply] = {}
         """By model; they know the lengths of what was sent."""
@@ -74,9 +65,9 @@ class Lines:
         """What is driven at a level. Raises RepositoryError if the server has no such model, or another one."""
         texts = self.texts[level] = read_texts(self._data, seed=self._seed)
         if level == "search":
-            search = SearchTarget(self._client, self._bundles, SearchSettings())
+            search = SearchTarget(self._client, self.bundles, self._search)
             roles: tuple[Role, ...] = ("embedder", "reranker") if self._has_reranker() else ("embedder",)
-            return self._contender(level, search, SearchSupply(texts), roles)
+            return self._contender(level, search, TextSupply(texts, str.encode), roles)
         folder = self._repository / MODEL_NAMES[level]
         model = self._triton.served(level)
         if level == "embedder":
@@ -95,7 +86,7 @@ class Lines:
         """Embed and index the test split's skills through the server, from nothing."""
         catalogue = split_file(self._data, "skills", "test")
         begin = time.monotonic()
-        build_bundle(catalogue, self._triton, index=IndexSettings(models=self._repository, bundles=self._bundles))
+        build_bundle(catalogue, self._triton, index=IndexSettings(models=self._repository, bundles=self.bundles))
         return IndexBuild(seconds=time.monotonic() - begin, num_skills=len(read_skills(catalogue)))
 
     def _has_reranker(self) -> bool:
@@ -106,17 +97,28 @@ class Lines:
         return True
 
     def _contender(
-        self, name: str, target: InferTarget | SearchTarget, supply: Supply | SearchSupply, roles: tuple[Role, ...]
+        self, name: str, target: InferTarget | SearchTarget, supply: Supply | TextSupply, roles: tuple[Role, ...]
     ) -> Contender:
         statistics = {role: partial(self._triton.statistics, role) for role in roles}
         return Contender(name=name, target=target, supply=supply, server_pid=self._server.pid, statistics=statistics)
 
 
 @contextmanager
-def open_lines(server: Server, *, repository: Path, data: Path, client: ClientSettings, seed: int) -> Iterator[Lines]:
+def open_lines(
+    server: Server, *, repository: Path, data: Path, client: ClientSettings, search: SearchSettings, seed: int
+) -> Iterator[Lines]:
     """The levels of a server, with a folder for its bundle that is removed in the end."""
     client = client.model_copy(update={"url": server.url})
     with ExitStack() as stack:
         bundles = Path(stack.enter_context(TemporaryDirectory())) / "bundles"
         triton = stack.enter_context(Triton(client))
-        yield Lines(server, triton, repository=repository, data=data, bundles=bundles, client=client, seed=seed)
+        yield Lines(
+            server,
+            triton,
+            repository=repository,
+            data=data,
+            bundles=bundles,
+            client=client,
+            search=search,
+            seed=seed,
+        )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from skillserve.settings import BenchSettings
+from skillserve_bench.beside import Beside, beside_figures, beside_method, beside_summary, beside_tables
 from skillserve_bench.charts import charts_of
 from skillserve_bench.intervals import CONFIDENCE, MIN_WINDOWS
 from skillserve_bench.lengths import LENGTHS
@@ -33,6 +34,8 @@ class Material:
     settings: BenchSettings
     interrupted: bool = False
     problems: Sequence[str] = field(default_factory=tuple)
+    beside: Beside | None = None
+    """Peers; None where none were invited."""
 
     @property
     def measurements(self) -> list[Measurement]:
@@ -60,6 +63,7 @@ def findings_of(material: Material) -> Findings:
         summary=[
             *(["PARTIAL: interrupted; what was measured until then stands."] if material.interrupted else []),
             *(f"NOT VALID: {objection}" for objection in objections),
+            *(beside_summary(material.beside, material.results, material.settings) if material.beside else []),
             *(line for results in material.results for line in _outcome(results, material.settings)),
             *([_index_line(material.index)] if material.index else []),
         ],
@@ -101,8 +105,9 @@ def _index_line(index: IndexBuild) -> str:
 
 
 def _tables(material: Material) -> list[Table]:
-    found = material.measurements
+    found, beside = material.measurements, material.beside
     return [
+        *(beside_tables(beside, material.results, material.settings) if beside else []),
         Table(
             title=f"Latency from the scheduled start, ms, with {CONFIDENCE:.0%} intervals",
             columns=["level, scenario", *QUANTILES, "max", "answered", "failed"],
@@ -234,6 +239,7 @@ def _method(material: Material) -> list[str]:
         ),
         f"Seed {settings.seed}: requests, order and arrivals are drawn from it. No request is sent twice.",
         *material.sources,
+        *(beside_method(material.beside) if material.beside else []),
     ]
 
 
@@ -245,6 +251,9 @@ def _figures(material: Material) -> dict[str, Any]:
         "objections": material.objections,
         "interrupted": material.interrupted,
         "index": None if material.index is None else asdict(material.index),
+        "peers": None
+        if material.beside is None
+        else beside_figures(material.beside, material.results, material.settings),
         "levels": {
             results.contender: {
                 "problem": results.problem,

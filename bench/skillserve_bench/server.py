@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +17,13 @@ from tritonclient.grpc import InferenceServerClient
 from skillserve import errors
 from skillserve.console import talk
 from skillserve.settings import ClientSettings
+from skillserve_bench.child import first_event, stop, terminable
 from skillserve_client import Triton
 
 __all__ = ["Server", "given_server", "started_server"]
 
 _START_S = 150
 """Longer than `serve` itself waits, so that its own error arrives."""
-_STOP_S = 20
-"""`serve` gives Triton 10 s to finish."""
 _SERVE = (sys.executable, "-m", "skillserve", "serve")
 
 
@@ -62,7 +55,7 @@ def given_server(settings: ClientSettings) -> Server:
 def started_server(repository: Path) -> Iterator[Server]:
     """Serve a repository on free loopback ports while the block runs. Raises what `skillserve serve` reports."""
     with ExitStack() as stack:
-        stack.enter_context(_terminable())
+        stack.enter_context(terminable())
         http, grpc, metrics = _free_ports(3)
         ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
         told = stack.enter_context(tempfile.TemporaryFile())
@@ -76,27 +69,14 @@ def started_server(repository: Path) -> Iterator[Server]:
                 start_new_session=True,
             )
         )
-        stack.callback(_stop, process)
+        stack.callback(stop, process)
         talk(f"starting a server for {repository}")
-        ready = _first_event(process)
+        ready = first_event(process, within_s=_START_S)
         if ready.get("event") != "ready":
             told.seek(0)
             raise _failure(repository, ready, told.read().decode(errors="replace"))
         kind, version = ready["server"]["kind"], ready["server"]["version"]
         yield Server(url=ready["grpc"], version=f"Triton {version} ({kind})", pid=ready["pid"])
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind as Ctrl-C does; by default it would end this process and leave the server running."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _free_ports(num: int) -> list[int]:
@@ -106,23 +86,6 @@ def _free_ports(num: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
-
-
-def _first_event(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """The first line of JSON on its stdout; empty if it ends or stays silent until the deadline."""
-    if process.stdout is None:
-        raise ValueError("the process was started without a pipe")
-    deadline = time.monotonic() + _START_S
-    line = b""
-    while not line.endswith(b"\n"):
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
-            return {}
-        if not (part := os.read(process.stdout.fileno(), 65_536)):
-            return {}
-        line += part
-    event: dict[str, Any] = json.loads(line.split(b"\n", 1)[0])
-    return event
 
 
 def _failure(repository: Path, event: dict[str, Any], told: str) -> errors.SkillserveError:
@@ -137,14 +100,3 @@ def _failure(repository: Path, event: dict[str, Any], told: str) -> errors.Skill
         wanted="a server that is ready",
         fix=f"Start it by hand to see why: skillserve serve --repository {repository}",
     )
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        # Triton is bound to the life of `serve` and falls with it.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

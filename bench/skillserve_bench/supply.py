@@ -21,7 +21,7 @@ from skillserve_bench.messages import messages
 from skillserve_client import ServedModel
 from skillserve_client.tokens import embedder_tokens, reranker_tokens
 
-__all__ = ["Supply", "Texts", "embedder_supply", "read_texts", "reranker_supply"]
+__all__ = ["Supply", "TextSupply", "Texts", "embedder_supply", "read_texts", "reranker_supply"]
 
 _MOST_TRIES = 1_000
 """Draws for one new text before the requests count as used up."""
@@ -77,6 +77,19 @@ def read_texts(data: Path, *, seed: int) -> Texts:
     """The requests of the test split of a folder in SkillRet's layout; raises CatalogueError if there are none."""
     path = split_file(data, "queries", "test")
     return Texts([query.text for query in read_queries(path)], seed=seed, source=str(path))
+
+
+class TextSupply:
+    """Requests to a whole search, each text made a payload."""
+
+    def __init__(self, texts: Texts, payload: Callable[[str], bytes]) -> None:
+        self._texts, self._payload = texts, payload
+
+    def take(self, num: int, *, each: int = 1) -> list[bytes]:
+        """The next `num` requests; a search is about one text."""
+        if each != 1:
+            raise ValueError("a search takes one text")
+        return [self._payload(text) for text in self._texts.take(num)]
 
 
 class Supply:

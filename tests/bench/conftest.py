@@ -1,4 +1,4 @@
-"""The tiny embedder as a stock model comes: its tokenizer.json itself adds the special tokens of a sequence."""
+"""Tiny models as stock ones come: their tokenizer.json itself adds the special tokens of a sequence."""
 
 from __future__ import annotations
 
@@ -14,12 +14,23 @@ from skillserve.card import read_card, write_card
 @pytest.fixture(scope="session")
 def stock_embedder(tiny_embedder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights folder of the tiny embedder whose tokenizer frames what it encodes, as other libraries expect."""
-    folder = tmp_path_factory.mktemp("stock") / "embedder"
-    shutil.copytree(tiny_embedder, folder)
+    return _stock(tiny_embedder, tmp_path_factory.mktemp("stock") / "embedder")
+
+
+@pytest.fixture(scope="session")
+def stock_reranker(tiny_reranker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the tiny cross-encoder."""
+    return _stock(tiny_reranker, tmp_path_factory.mktemp("stock") / "reranker")
+
+
+def _stock(weights: Path, folder: Path) -> Path:
+    shutil.copytree(weights, folder)
     path = folder / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
     special = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
+    )
     tokenizer.save(str(path))
     write_card(folder, read_card(folder).model_copy(update={"digest": ""}))
     return folder

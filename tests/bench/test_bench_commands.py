@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from skillserve.cli import main
+from skillserve.errors import RepositoryError
 from skillserve.settings import ExportSettings
+from skillserve_bench.peers.padded import joining_nothing
+from skillserve_client.configuration import read_configuration
 from skillserve_export import export_model
 
 
@@ -91,6 +94,47 @@ def test_batching_is_measured_and_every_answer_checked(
         assert layout["mean_batch"]["least"] >= 1.0
     assert "| packed |" in report.read_text()
     assert str(tmp_path) not in report.read_text()
+
+
+def test_a_padded_repository_is_copied_without_what_joins_requests_and_a_packed_one_refused(
+    packed: Path, padded: Path, tmp_path: Path
+) -> None:
+    joining_nothing(padded, tmp_path / "copy")
+    before, after = (read_configuration(each / "skill_embedder") for each in (padded, tmp_path / "copy"))
+    assert before.HasField("dynamic_batching")
+    assert not after.HasField("dynamic_batching")
+    before.ClearField("dynamic_batching")
+    assert after == before
+    with pytest.raises(RepositoryError, match="layout `packed`"):
+        joining_nothing(packed, tmp_path / "other")
+    with pytest.raises(RepositoryError, match="no models in it"):
+        joining_nothing(tmp_path / "nowhere", tmp_path / "third")
+
+
+@pytest.mark.e2e
+def test_peers_are_measured_in_the_same_run_and_who_is_absent_is_named(
+    capsys: pytest.CaptureFixture[str],
+    packed: Path,
+    padded: Path,
+    stock_embedder: Path,
+    sample_data: Path,
+    tmp_path: Path,
+) -> None:
+    page = tmp_path / "beside.html"
+    code, found = run(
+        capsys, "latency", "--repository", packed, "--data", sample_data, "--length", "smoke", "--levels", "search",
+        "--scenarios", "single", "--peer", "infinity", "--peer", "triton-padded", "--peer-embedder", stock_embedder,
+        "--peer-padded", padded, "--peers-folder", tmp_path, "--out", page,
+    )  # fmt: skip
+    assert found["figures"]["objections"] == [] or code == 1  # a busy machine may send late, and says so
+    peers = found["figures"]["peers"]
+    assert set(peers["contenders"]) == {"search", "triton-padded"}
+    assert "no environment" in peers["absent"]["infinity"]
+    ours, padded_one = (peers["contenders"][name] for name in ("search", "triton-padded"))
+    assert ours["quality"]["num_answered"] == padded_one["quality"]["num_answered"] == 20
+    assert padded_one["quality"]["ndcg"] == pytest.approx(ours["quality"]["ndcg"])  # the same weights and bundle
+    assert padded_one["p50_ratio"]["value"] > 0
+    assert "infinity did NOT take part" in page.read_text()
 
 
 @pytest.mark.e2e

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -67,6 +68,8 @@ class BenchSettings(Section):
     regression_share: float = Field(
         0.05, ge=0, description="how much worse a figure may be before `compare` calls it a regression"
     )
+
+    peers_folder: Path = Field(Path(".bench/peers"), description="folder of the environments that peers run in")
 
     @field_validator("levels", "scenarios", mode="before")
     @classmethod

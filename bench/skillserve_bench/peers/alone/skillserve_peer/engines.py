@@ -1,0 +1,60 @@
+"""Engine → what opens it; a library is imported only by the engine that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from .catalogue import Catalogue
+from .job import Job
+from .lines import Search
+from .turns import at_once, in_turn
+
+__all__ = ["ENGINES", "Opener"]
+
+Opener = Callable[[Job], AbstractAsyncContextManager[Search]]
+
+
+@asynccontextmanager
+async def _torch(job: Job) -> AsyncIterator[Search]:
+    from .library import Library
+
+    yield in_turn(Library(job, "torch"), Catalogue(job))
+
+
+@asynccontextmanager
+async def _onnx(job: Job) -> AsyncIterator[Search]:
+    from .library import Library
+
+    yield in_turn(Library(job, "onnx"), Catalogue(job))
+
+
+@asynccontextmanager
+async def _openvino(job: Job) -> AsyncIterator[Search]:
+    from .library import Library
+
+    yield in_turn(Library(job, "openvino"), Catalogue(job))
+
+
+@asynccontextmanager
+async def _int8(job: Job) -> AsyncIterator[Search]:
+    from .int8 import Int8
+
+    yield in_turn(Int8(job), Catalogue(job))
+
+
+@asynccontextmanager
+async def _infinity(job: Job) -> AsyncIterator[Search]:
+    from .infinity import running
+
+    async with running(job) as engine:
+        yield at_once(engine, Catalogue(job))
+
+
+ENGINES: dict[str, Opener] = {
+    "torch": _torch,
+    "onnx": _onnx,
+    "openvino": _openvino,
+    "int8": _int8,
+    "infinity": _infinity,
+}

@@ -1,0 +1,107 @@
+"""Asking a peer's daemon: one adapter for all of them, one connection for each load process.
+
+The protocol is told where it is served, in `alone/skillserve_peer/lines.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from skillserve.errors import DeadlineExceeded, ServerError, ServerUnreachable
+from skillserve.framing import mend
+from skillserve.text import query_text
+from skillserve_bench.load.target import Send
+
+__all__ = ["PeerTarget", "peer_payload"]
+
+_LONGEST_LINE = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTarget:
+    """The whole search, text in to ids out; an answer is the ids, one a line, as `SearchTarget` gives them."""
+
+    name: str
+    port: int
+    timeout_s: float
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Send]:
+        """One connection; raises ServerUnreachable if nobody answers."""
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=_LONGEST_LINE)
+        except OSError as error:
+            raise self._gone(str(error)) from error
+        waiting: dict[int, asyncio.Future[bytes]] = {}
+        reading = asyncio.create_task(self._read(reader, waiting))
+        number = 0
+
+        async def send(payload: bytes) -> bytes:
+            nonlocal number
+            if reading.done():
+                raise self._gone("a closed connection")
+            number += 1
+            mine = number
+            waiting[mine] = answer = asyncio.get_running_loop().create_future()
+            deadline_ns = time.monotonic_ns() + round(self.timeout_s * 1e9)
+            writer.write(b"%d %d %b\n" % (mine, deadline_ns, payload))
+            try:
+                return self._ids(await asyncio.wait_for(answer, self.timeout_s))
+            except TimeoutError as error:
+                raise DeadlineExceeded(
+                    f"peer `{self.name}`",
+                    got=f"no answer in {self.timeout_s:g} s",
+                    wanted="one",
+                    fix="Offer it less, or raise --timeout-s.",
+                ) from error
+            finally:
+                waiting.pop(mine, None)
+
+        try:
+            yield send
+        finally:
+            reading.cancel()
+            writer.close()
+            with suppress(OSError, asyncio.CancelledError):
+                await reading
+
+    async def _read(self, reader: asyncio.StreamReader, waiting: dict[int, asyncio.Future[bytes]]) -> None:
+        try:
+            while line := await reader.readline():
+                number, payload = line.split(b" ", 1)
+                if (answer := waiting.get(int(number))) and not answer.done():
+                    answer.set_result(payload)
+        finally:
+            for answer in waiting.values():
+                if not answer.done():
+                    answer.set_exception(self._gone("the end of its connection"))
+
+    def _ids(self, payload: bytes) -> bytes:
+        found = json.loads(payload)
+        if "error" in found:
+            raise ServerError(
+                f"peer `{self.name}`",
+                got=found["error"],
+                wanted="an answer",
+                fix="Start it by hand to see why: bench/README.md, `Peers`.",
+            )
+        return "\n".join(found["ids"]).encode()
+
+    def _gone(self, got: str) -> ServerUnreachable:
+        return ServerUnreachable(
+            f"peer `{self.name}` on port {self.port}",
+            got=got,
+            wanted="a daemon that answers",
+            fix="Look for the reason in what it said (stderr), then start the measurement again.",
+        )
+
+
+def peer_payload(query_prompt: str, text: str) -> bytes:
+    """A request as a daemon reads it: formatted for both models beforehand."""
+    text = mend(text)
+    return json.dumps({"embed": query_text(query_prompt, text), "rerank": query_text("", text)}).encode()

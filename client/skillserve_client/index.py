@@ -82,7 +82,7 @@ class FlatIndex:
             raise ValueError(f"vectors [n, {self.dim}] are needed, not {entries.vectors.shape}")
         kept = [skill for skill in self._marks if skill not in entries.marks]
         marks = {**{skill: self._marks[skill] for skill in kept}, **entries.marks}
-        self._replace(marks, np.concatenate([self.vectors(kept), entries.vectors]))
+        self._replace(marks, np.concatenate([self.vectors(kept), entries.vectors]) if kept else entries.vectors)
 
     def delete(self, ids: Iterable[str]) -> None:
         """See `VectorIndex`."""
@@ -118,9 +118,11 @@ class FlatIndex:
         ids = list(marks)
         order = sorted(range(len(ids)), key=lambda place: marks[ids[place]].row)
         sorted_marks = {ids[place]: marks[ids[place]] for place in order}
-        Entries(sorted_marks, vectors[order])  # no two of one row, now that old and new are together
+        if order != list(range(len(ids))):  # a large catalogue comes in order, and is not copied
+            vectors = vectors[order]
+        Entries(sorted_marks, vectors)  # no two of one row, now that old and new are together
         self._index = faiss.IndexFlatIP(self.dim)
-        self._index.add(np.ascontiguousarray(vectors[order], np.float32))
+        self._index.add(np.ascontiguousarray(vectors, np.float32))
         self._label(sorted_marks)
 
     def _label(self, marks: Mapping[str, Mark]) -> None:

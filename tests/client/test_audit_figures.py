@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import skew
 
 from skillserve.errors import ConfigError
+from skillserve_client.batch.audit import groups as groups_module
 from skillserve_client.batch.audit import neighbours as blocks_module
 from skillserve_client.batch.audit.categories import assign
 from skillserve_client.batch.audit.groups import Forest, first_of_text
@@ -98,6 +99,20 @@ def test_groups_are_the_connected_components_and_the_one_in_the_middle_represent
         assert np.allclose(group.similarities, own[chosen], atol=1e-6)
     (copies,) = (group for group in groups if len(group.rows) == 40)
     assert copies.representative == copies.rows[0]
+
+
+def test_a_crowd_of_copies_is_one_group_without_a_look_at_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 copies have 79,800 pairs; once their chain hangs together, no pair has anything to add."""
+    monkeypatch.setattr(groups_module, "_PAIRS_AT_ONCE", 500)
+    looked_at: list[int] = []
+    whole = Forest._root
+    monkeypatch.setattr(Forest, "_root", lambda self, row: looked_at.append(row) or whole(self, row))
+    forest = Forest(403)
+    forest.join(np.argwhere(np.triu(np.ones((400, 400), bool), k=1)))
+    forest.join(np.array([[402, 401]]))
+    sizes = [group.rows.tolist() for group in forest.groups(unit(np.ones((403, DIM))))]
+    assert sizes == [list(range(400)), [401, 402]]
+    assert len(looked_at) < 2_000
 
 
 def test_of_two_the_first_represents_whatever_rounding_says() -> None:

@@ -16,6 +16,7 @@ from skillserve.console import talk
 from skillserve.evaluation import check_systems, rank
 from skillserve.figures import HEADLINE, Figures, measure_runs
 from skillserve.figures_view import metric_title, paired_with_interval, with_interval
+from skillserve.fusion import FirstStageWeights
 from skillserve.settings import EvaluateSettings, Settings
 from skillserve.systems import System, open_system
 from skillserve_bench.figures import times
@@ -52,7 +53,8 @@ class _Measured:
 def measure_ranking(specs: Sequence[str], data: Path, *, pools: Sequence[Pool], settings: Settings) -> Findings:
     """Rank the test split's requests with every system over every pool; the last system is the one in question.
 
-    Fails where a server and the weights that it serves differ by more than 0.1 points.
+    Fails where a server and the weights that it serves differ by more than 0.1 points, as they also do if the bundle
+    was built with other weights of words and parts than the settings name.
     """
     chosen = settings.evaluate
     check_systems(specs, chosen)
@@ -62,7 +64,8 @@ def measure_ranking(specs: Sequence[str], data: Path, *, pools: Sequence[Pool], 
     apart = [line for each in measured for line in _disagreements(twins, each)]
     summary = [_outcome(each) for each in measured]
     if twins:
-        within = f"NOT within {MOST_POINTS:g} points: {'; '.join(apart)}" if apart else f"within {MOST_POINTS:g} points"
+        told = f"NOT within {MOST_POINTS:g} points, with {FirstStageWeights.of(chosen)} here: {'; '.join(apart)}"
+        within = told if apart else f"within {MOST_POINTS:g} points"
         summary.append(f"In process and through a server the same weights are {within}.")
     return Findings(
         name="ranking",
@@ -117,13 +120,17 @@ def _measure(systems: Sequence[System], data: Path, pool: Pool, settings: Evalua
 
 
 def _same_weights(systems: Sequence[System]) -> list[tuple[System, System]]:
-    """Pairs that rank with the same models."""
+    """A weights folder, and a server with the same models."""
     return [
         (one, other)
-        for place, one in enumerate(systems)
-        for other in systems[place + 1 :]
-        if one.digests and dict(one.digests) == dict(other.digests)
+        for one in systems
+        for other in systems
+        if _served(other) and not _served(one) and one.digests and dict(one.digests) == dict(other.digests)
     ]
+
+
+def _served(system: System) -> bool:
+    return system.name.startswith("server:")
 
 
 def _disagreements(twins: Sequence[tuple[System, System]], measured: _Measured) -> list[str]:

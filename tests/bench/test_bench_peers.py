@@ -89,7 +89,7 @@ def test_a_daemon_ranks_as_the_models_by_hand_answers_whoever_asked_and_is_misse
 ) -> None:
     """One story, since a daemon takes seconds to open its library."""
     skills = read_skills(split_file(sample_data, "skills", "test"))[:30]
-    requests = [query.text for query in read_queries(split_file(sample_data, "queries", "test"))[:6]]
+    requests = [query.text for query in read_queries(split_file(sample_data, "queries", "test"))[:12]]
     # A daemon is given vectors, whatever they mean; random ones lie further apart than those of random weights.
     vectors = np.random.default_rng(0).standard_normal((30, 32)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -171,16 +171,16 @@ def test_a_process_that_ends_before_its_children_leaves_none_behind() -> None:
 @pytest.mark.parametrize(
     ("names", "levels", "options", "said"),
     [
-        ([], ["search"], {"embedder"}, "option --peer-embedder"),
-        ([PADDED], ["search"], {"embedder", "padded"}, "option --peer-embedder"),
-        ([PADDED], ["search"], {"reranker", "padded"}, "option --peer-reranker"),
-        (["st"], ["search"], {"reranker"}, "together with --peer-embedder"),
-        (["st"], ["search"], {"padded"}, "option --peer-padded.*--peer triton-padded"),
-        (["st"], ["embedder", "reranker"], set(), "got the levels embedder, reranker"),
+        ([], ("search",), {"embedder"}, "option --peer-embedder"),
+        ([PADDED], ("search",), {"embedder", "padded"}, "option --peer-embedder"),
+        ([PADDED], ("search",), {"reranker", "padded"}, "option --peer-reranker"),
+        (["st"], ("search",), {"reranker"}, "together with --peer-embedder"),
+        (["st"], ("search",), {"padded"}, "option --peer-padded.*--peer triton-padded"),
+        (["st"], ("embedder", "reranker"), set(), "got the levels embedder, reranker"),
     ],
 )
 def test_an_option_that_would_change_nothing_is_refused(
-    names: list[str], levels: list[Any], options: set[str], said: str, tmp_path: Path
+    names: list[str], levels: tuple[Any, ...], options: set[str], said: str, tmp_path: Path
 ) -> None:
     given = {option: tmp_path if option in options else None for option in ("embedder", "reranker", "padded")}
     with pytest.raises(UsageError, match=said):

@@ -50,11 +50,12 @@ def first_event(process: subprocess.Popen[bytes], *, within_s: float) -> dict[st
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, then end its whole group."""
+    """Ask a process to end, then end whatever is left of its group; it was started as the leader of a session."""
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
+    # Also of one that ended: SIGTERM before its handler is installed takes the leader alone, and leaves its children.
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()

@@ -174,7 +174,7 @@ def latency(
     files = _files(out)
     peers = cli_peers.invited(
         peer,
-        settings.bench.peers_folder,
+        settings.bench,
         embedder=peer_embedder,
         reranker=peer_reranker,
         padded=peer_padded,

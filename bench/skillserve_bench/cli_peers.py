@@ -12,11 +12,11 @@ from skillserve.console import out as results
 from skillserve.console import print_json
 from skillserve.errors import UsageError
 from skillserve.flags import Json, with_settings
-from skillserve.settings import Settings
+from skillserve.settings import BenchSettings, Settings
 from skillserve_bench.peers.assignment import read_models
 from skillserve_bench.peers.field import Invited
 from skillserve_bench.peers.install import Installation, install, installation
-from skillserve_bench.peers.roster import ROSTER, Peer, chosen
+from skillserve_bench.peers.roster import PADDED, ROSTER, Peer, chosen
 from skillserve_bench.report import Table, terminal_table
 
 __all__ = ["PeerEmbedder", "PeerNames", "PeerPadded", "PeerReranker", "app", "invited"]
@@ -71,20 +71,40 @@ def install_peers(
 
 
 def invited(
-    names: Sequence[str] | None, folder: Path, *, embedder: Path | None, reranker: Path | None, padded: Path | None
+    names: Sequence[str] | None,
+    settings: BenchSettings,
+    *,
+    embedder: Path | None,
+    reranker: Path | None,
+    padded: Path | None,
 ) -> Invited | None:
-    """Whom a command's options invite; None without `--peer`. UsageError for options that nobody needs."""
-    if not names:
-        if embedder or reranker or padded:
+    """Whom a command's options invite; None without `--peer`. UsageError for peers and options that change nothing."""
+    peers = chosen(names or [])
+    daemon = next((peer.name for peer in peers if peer.engine), None)
+    for option, given, needed, wanted in (
+        ("--peer-embedder", embedder, daemon, f"--peer {next(iter(ROSTER))}"),
+        ("--peer-reranker", reranker, daemon, f"--peer {next(iter(ROSTER))}"),
+        ("--peer-reranker", reranker, embedder, "--peer-embedder FOLDER"),
+        ("--peer-padded", padded, ROSTER[PADDED] in peers, f"--peer {PADDED}"),
+    ):
+        if given and not needed:
             raise UsageError(
-                "options of peers",
-                got="no --peer",
-                wanted="at least one",
-                fix=f"Name some: --peer {next(iter(ROSTER))}",
+                f"option {option}",
+                got="nobody who reads it",
+                wanted=f"it together with {wanted.split()[0]}",
+                fix=f"Leave it out, or add for instance: {wanted}",
             )
+    if not peers:
         return None
+    if "search" not in settings.levels:
+        raise UsageError(
+            f"peers {', '.join(peer.name for peer in peers)}",
+            got=f"the levels {', '.join(settings.levels)}",
+            wanted="the level `search`, the only one that peers have",
+            fix="Add it: --levels search",
+        )
     models = read_models(embedder, reranker) if embedder else None
-    return Invited(peers=chosen(names), folder=folder, models=models, padded=padded)
+    return Invited(peers=peers, folder=settings.peers_folder, models=models, padded=padded)
 
 
 def _installation(peer: Peer, folder: Path) -> Installation | None:

@@ -25,7 +25,7 @@ from skillserve_bench.report import Findings
 from skillserve_bench.scenarios.latency import SCENARIOS, Results, Stand
 from skillserve_bench.server import Server
 from skillserve_bench.supply import read_texts
-from skillserve_client.quality import read_judged
+from skillserve_client.quality import Judged, read_judged
 
 __all__ = ["measure_latency"]
 
@@ -49,7 +49,9 @@ def measure_latency(
     index: IndexBuild | None = None
     beside: Beside | None = None
     search = SearchSettings()
+    judged: Judged | None = None
     if invited:
+        judged = read_judged(split_file(data, "queries", "test"), split_file(data, "qrels", "test"))
         reranks = (repository / MODEL_NAMES["reranker"]).is_dir()
         invited.require(read_card(repository / MODEL_NAMES["embedder"]), reranks=reranks)
         search = SearchSettings(rerank_depth=MULTI if reranks else 0, top_k=DEPTH)
@@ -61,10 +63,10 @@ def measure_latency(
             if "index" in settings.scenarios or "search" in settings.levels:
                 index = lines.build_index()
             for level in settings.levels:
-                if invited and level == "search":
+                if invited and judged is not None and level == "search":
                     with _field(invited, lines, server, repository, data, search, settings, client) as field:
                         beside = Beside(entered=field)
-                        _measure_field(generator, beside, results, data, settings)
+                        _measure_field(generator, beside, results, judged, settings)
                     continue
                 stand = Stand(generator, lines.contender(level), settings)
                 results.append(stand.results)
@@ -128,7 +130,7 @@ def _field(
 
 
 def _measure_field(
-    generator: Generator, beside: Beside, results: list[Results], data: Path, settings: BenchSettings
+    generator: Generator, beside: Beside, results: list[Results], judged: Judged, settings: BenchSettings
 ) -> None:
     """Every scenario on all contenders in turns, and how each ranks.
 
@@ -136,7 +138,6 @@ def _measure_field(
     one of them, which says nothing of its quality.
     """
     length = LENGTHS[settings.length]
-    judged = read_judged(split_file(data, "queries", "test"), split_file(data, "qrels", "test"))
     stands = [Stand(generator, each.contender, settings) for each in beside.entered.entrants]
     results += [stand.results for stand in stands]
     for scenario in SCENARIOS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def entrant(name: str, reranker: str, threads: int | None) -> Entrant:
     """One who takes part."""
     supply = TextSupply(Texts(["a request"], seed=1, source="queries.jsonl"), str.encode)
     return Entrant(
-        contender=Contender(name=name, target=PeerTarget(name, 1, 1.0), supply=supply),
+        contender=Contender(name=name, target=PeerTarget(name, 1, 1.0, Path("stderr.txt")), supply=supply),
         about=f"what {name} is",
         version="1.2.3",
         payload=str.encode,

@@ -154,7 +154,7 @@ def _daemon(
     return Entrant(
         contender=Contender(
             name=peer.name,
-            target=PeerTarget(peer.name, daemon.port, client.timeout_s),
+            target=PeerTarget(peer.name, daemon.port, client.timeout_s, daemon.told),
             supply=TextSupply(texts, payload),
             server_pid=daemon.pid,
         ),

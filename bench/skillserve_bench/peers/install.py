@@ -46,16 +46,21 @@ def python_of(folder: Path, peer: Peer) -> Path:
 def install(peer: Peer, folder: Path, requirements: Path) -> Installation:
     """Make the environment, or go on with one that is there; a failure is recorded with its reason, not raised."""
     begin, home = time.monotonic(), folder / peer.name
+    # The record of what is about to change; if this is killed, none says that the environment is whole.
+    (home / RECORD_FILE).unlink(missing_ok=True)
     python = python_of(folder, peer)
     talk(f"{peer.name}: installing {requirements.name} into {home}")
     # Ours installs into it: an environment without a pip of its own is made at once.
-    reason = _failure([sys.executable, "-m", "venv", "--without-pip", str(home)])
-    reason = reason or _failure([*_pip(python), "install", "--quiet", "--requirement", str(requirements)])
+    listed, reason = _carried_out(
+        [sys.executable, "-m", "venv", "--without-pip", str(home)],
+        [*_pip(python), "install", "--quiet", "--requirement", str(requirements)],
+        [*_pip(python), "list", "--format", "json"],
+    )
     found = Installation(
         name=peer.name,
         installed=reason is None,
         reason=reason,
-        packages={} if reason else _packages(python),
+        packages={} if reason else _packages(listed),
         requirements=sha256_of(requirements),
         seconds=round(time.monotonic() - begin, 1),
     )
@@ -84,17 +89,21 @@ def _absent(peer: Peer, requirements: str, reason: str) -> Installation:
     )
 
 
-def _failure(command: Sequence[str]) -> str | None:
-    """Run a command; the last error that it told, or None if it succeeded."""
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    except OSError as error:
-        return str(error)
-    if done.returncode == 0:
-        return None
-    lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or [f"exit code {done.returncode}"])[-1].removeprefix("ERROR:").strip()
+def _carried_out(*commands: Sequence[str]) -> tuple[str, str | None]:
+    """Run commands until one fails; stdout of the last that ran, and the last error it told, None if all succeeded."""
+    output = ""
+    for command in commands:
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        except OSError as error:
+            return output, str(error)
+        output = done.stdout
+        if done.returncode:
+            lines = [line.strip() for line in (output + "\n" + done.stderr).splitlines() if line.strip()]
+            errors = [line for line in lines if line.startswith("ERROR:")]
+            last = (errors or lines or [f"exit code {done.returncode}"])[-1]
+            return output, last.removeprefix("ERROR:").strip()
+    return output, None
 
 
 def _pip(python: Path) -> list[str]:
@@ -102,7 +111,6 @@ def _pip(python: Path) -> list[str]:
     return [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--python", str(python)]
 
 
-def _packages(python: Path) -> dict[str, str]:
-    listed = subprocess.run([*_pip(python), "list", "--format", "json"], capture_output=True, text=True, check=True)
+def _packages(listed: str) -> dict[str, str]:
     # Some call themselves infinity_emb; names are compared with hyphens, as the index writes them.
-    return {each["name"].lower().replace("_", "-"): each["version"] for each in json.loads(listed.stdout)}
+    return {each["name"].lower().replace("_", "-"): each["version"] for each in json.loads(listed)}

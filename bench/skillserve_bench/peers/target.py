@@ -11,11 +11,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from skillserve.errors import DeadlineExceeded, ServerError, ServerUnreachable
 from skillserve.framing import mend
 from skillserve.text import query_text
 from skillserve_bench.load.target import Send
+from skillserve_bench.peers.daemon import last_words
 
 __all__ = ["PeerTarget", "peer_payload"]
 
@@ -29,6 +31,8 @@ class PeerTarget:
     name: str
     port: int
     timeout_s: float
+    told: Path
+    """File of what the daemon says; errors quote its last lines."""
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Send]:
@@ -86,18 +90,18 @@ class PeerTarget:
         if "error" in found:
             raise ServerError(
                 f"peer `{self.name}`",
-                got=found["error"],
+                got=f"{found['error']}; it last said: {last_words(self.told)}",
                 wanted="an answer",
-                fix="Start it by hand to see why: bench/README.md, `Peers`.",
+                fix=f"Install it again: skillserve bench peers install {self.name}; or measure the others without it.",
             )
         return "\n".join(found["ids"]).encode()
 
     def _gone(self, got: str) -> ServerUnreachable:
         return ServerUnreachable(
             f"peer `{self.name}` on port {self.port}",
-            got=got,
+            got=f"{got}; it last said: {last_words(self.told)}",
             wanted="a daemon that answers",
-            fix="Look for the reason in what it said (stderr), then start the measurement again.",
+            fix="Remedy what it said, then start the measurement again, or measure the others without it.",
         )
 
 

@@ -60,6 +60,7 @@ async def running(job: Job) -> AsyncIterator[_Infinity]:
     models = ["--model-id", str(job.embedder), "--served-model-name", _EMBEDDER]
     if job.reranker:
         models += ["--model-id", str(job.reranker), "--served-model-name", _RERANKER]
+    # The environment of this daemon, which was made without the user's secrets.
     process = await asyncio.create_subprocess_exec(
         *(str(Path(sys.executable).with_name("infinity_emb")), "v2", *models),
         *("--engine", "torch", "--device", "cpu", "--dtype", "float32"),

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from skillserve.console import progress, talk
@@ -41,10 +42,9 @@ from skillserve_client.manifest import (
 )
 from skillserve_client.models import Source, read_sources, require_unchanged
 from skillserve_client.quality import Judged, measure, read_judged
-from skillserve_client.shelf import next_version
+from skillserve_client.shelf import collections_in_use, next_version, owner_of
 from skillserve_client.table import SkillTable
 from skillserve_client.tokens import embedder_tokens, reranker_tokens
-from skillserve_client.vectors import Identity
 from skillserve_client.wire import Inference
 
 __all__ = ["Built", "build_bundle"]
@@ -101,15 +101,25 @@ def build_bundle(
     skills_table = _table(skills, sources)
     embedder = embedder_tokens(sources["embedder"].card, sources["embedder"].tokenizer_json)
     identity, marks = identity_of(sources["embedder"]), skills_table.marks()
+    owner = owner_of(index.bundles) if index.kind == "milvus" else ""
     with drafted(
         index,
         identity,
-        state=state_digest(identity, marks, salt=datetime.now(UTC).isoformat() if force else ""),
+        state=state_digest(identity, marks, salt=owner + (datetime.now(UTC).isoformat() if force else "")),
         over=collection_of(index.bundles / live_before) if live_before else None,
+        in_use=partial(collections_in_use, index.bundles),
         force=force,
     ) as draft:
-        held = None if live is None or force or _identity(live) != identity else live.corpus.index
-        fill(draft.index, skills, marks, embedder=embedder, triton=triton, held=held)
+        held = None if live is None or force or live.manifest.identity != identity else live.corpus.index
+        fill(
+            draft.index,
+            skills,
+            marks,
+            embedder=embedder,
+            triton=triton,
+            held=held,
+            lasting=draft.collection is not None,
+        )
         corpus = Corpus(
             index=draft.index,
             skills=skills_table,
@@ -159,14 +169,6 @@ def _table(skills: Sequence[Skill], sources: dict[Role, Source]) -> SkillTable:
     reranker = _reranker(sources)
     return SkillTable.build(
         skills, tokenised(reranker.skills, skills, "tokenising for the reranker") if reranker else None
-    )
-
-
-def _identity(live: Bundle) -> Identity:
-    return Identity(
-        embedder=live.digests["embedder"],
-        tokenizer=live.manifest.files[EMBEDDER_TOKENIZER].sha256,
-        dim=live.manifest.dim,
     )
 
 

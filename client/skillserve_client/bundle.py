@@ -5,7 +5,8 @@
     <root>/<version>/…                  see `skillserve_client.manifest`
 
 A bundle is read into memory once; the bytes that were hashed are the bytes that are parsed, and a bundle that
-is replaced or deleted afterwards goes on answering in the process that opened it.
+is replaced or deleted afterwards goes on answering in the process that opened it. Vectors in Milvus are not in
+memory: such a bundle answers for as long as its collection stands, which goes with the last version that names it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ from skillserve_client.manifest import (
 )
 from skillserve_client.table import SkillTable
 from skillserve_client.tokens import embedder_tokens, reranker_tokens
-from skillserve_client.vectors import Identity, VectorIndex
+from skillserve_client.vectors import VectorIndex
 
 __all__ = ["Bundle", "collection_of", "live_version", "open_bundle", "publish", "read_files"]
 
@@ -102,7 +103,7 @@ def publish(
     `collection` is where its vectors are if not in `files`; CURRENT changes within `switched`.
 
     Raises BundleError if the disk does not take it; then the version that was live still is, and nothing of the
-    new one remains.
+    new one remains. Only what fails after CURRENT changed leaves the new one live, whole, and says so.
     """
     now = datetime.now(UTC)
     version = f"{now:%Y%m%dT%H%M%S%f}Z-{catalogue[:8]}"
@@ -133,8 +134,16 @@ def publish(
                     (draft / name).write_bytes(body)
                 (draft / MANIFEST_FILE).write_bytes(content)
             pointer = Pointer(version=version, manifest_sha256=hashlib.sha256(content).hexdigest())
+            late: BaseException | None = None
             with switched():
-                write_text(root / CURRENT, pointer.line())
+                try:
+                    write_text(root / CURRENT, pointer.line())
+                except BaseException as error:
+                    if live_version(root) != version:
+                        raise
+                    late = error  # the switch happened; its last flush did not, or Ctrl-C came then
+            if late is not None:
+                raise late  # noqa: TRY301 -- it was caught for the switch's sake alone
         except BaseException:
             # The folder may stand already, but nobody knows of it: its name is new and CURRENT is the old one.
             if live_version(root) != version:
@@ -145,7 +154,9 @@ def publish(
             f"new bundle under `{root}`",
             got=f"{error.strerror or error} while writing it",
             wanted="room and permission to write",
-            fix="The bundle that was live still is. Make room, then run the same command again.",
+            fix="The bundle that was live still is. Make room, then run the same command again."
+            if live_version(root) != version
+            else "The new bundle is live, but a power cut may undo that. Check the disk.",
         ) from error
     return manifest
 
@@ -301,12 +312,7 @@ def _open_index(
     skills: SkillTable,
 ) -> VectorIndex:
     if manifest.collection is not None:
-        identity = Identity(
-            embedder=manifest.models["embedder"].digest,
-            tokenizer=manifest.files[EMBEDDER_TOKENIZER].sha256,
-            dim=manifest.dim,
-        )
-        return open_collection(manifest.collection, identity, settings)
+        return open_collection(manifest.collection, manifest.identity, settings)
     return FlatIndex.from_bytes(contents[INDEX_FILE], skills.marks(), subject=_of_vectors(folder, manifest))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from skillserve.config import ENV_PREFIX
 from skillserve.console import talk
 from skillserve.errors import SkillserveError
 from skillserve.lazy import load_target
@@ -34,12 +37,19 @@ class Draft:
 
 @contextmanager
 def drafted(
-    settings: IndexSettings, identity: Identity, *, state: str, over: Collection | None, force: bool
+    settings: IndexSettings,
+    identity: Identity,
+    *,
+    state: str,
+    over: Collection | None,
+    in_use: Callable[[], AbstractContextManager[frozenset[str]]],
+    force: bool,
 ) -> Iterator[Draft]:
     """An index for a new bundle, empty or with what a killed run left of it; if the block fails, it goes.
 
-    `state` is the digest of what it is to hold, `over` the live bundle's collection. Raises ConfigError, BundleError
-    for an alias that others use, ServerUnreachable and MissingExtraError, all before anything is written.
+    `state` is the digest of what it is to hold, `over` the live bundle's collection, `in_use` see
+    `MilvusStore.drafted`. Raises ConfigError, BundleError for an alias that others use, ServerUnreachable and
+    MissingExtraError, all before anything is written to Milvus.
     """
     if settings.kind == "faiss":
         yield Draft(index=FlatIndex(identity.dim))
@@ -49,18 +59,11 @@ def drafted(
     before = over.name if over is not None and over.alias == alias else None
     try:
         store.require_alias(alias, over=before, to=name, force=force)
-        with store.drafted(name, identity) as keep:
-
-            @contextmanager
-            def switched() -> Iterator[None]:
-                with store.pointed(alias, over=before, to=name, force=force):
-                    yield
-                    keep()
-
+        with store.drafted(name, identity, in_use):
             yield Draft(
                 index=store.index(name, identity),
                 collection=Collection(alias=alias, name=name),
-                switched=switched,
+                switched=partial(store.pointed, alias, over=before, to=name, force=force),
             )
     finally:
         store.close()
@@ -94,6 +97,11 @@ def drop_collection(name: str, settings: IndexSettings) -> None:
 
 
 def _store(settings: IndexSettings) -> MilvusStore:
+    before = set(os.environ)
     connect = load_target("skillserve_client.milvus:MilvusStore", extra="milvus", subject="an index in Milvus").connect
+    # pymilvus reads a .env file into the environment when it is imported, and would so bring a token of its own.
+    for name in set(os.environ) - before:
+        if name.startswith(ENV_PREFIX):
+            del os.environ[name]
     store: MilvusStore = connect(settings)
     return store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -21,6 +21,8 @@ __all__ = ["fill", "identity_of", "state_digest", "tokenised"]
 
 _SKILLS_AT_ONCE = 512
 """Skills tokenised between two ticks of the progress bar."""
+_SKILLS_A_WRITE = 4_096
+"""Skills embedded between two writes to an index that outlives a killed build; a pause of the server each."""
 
 
 def identity_of(source: Source) -> Identity:
@@ -49,26 +51,28 @@ def fill(
     embedder: EmbedderTokens,
     triton: Inference,
     held: VectorIndex | None,
+    lasting: bool,
 ) -> None:
     """Make an index hold exactly these skills, whose marks are in the same order.
 
     What the index itself holds already stays; vectors of skills with the same content are taken from `held`, an index
-    of the same identity. Raises ServerError, and BundleError if the index does not count what was written to it.
+    of the same identity. A `lasting` index gets what is embedded every few thousand skills, so that a kill loses no
+    more than those; any other one all at once. Raises ServerError, and BundleError if the index does not count what
+    was written to it.
     """
     gone, missing = differences(index.marks(), marks)
     index.delete(gone)
     known = held.marks() if held is not None else {}
     carried = [skill for skill in missing if skill in known and known[skill].digest == marks[skill].digest]
-    vectors = np.empty((len(missing), index.dim), np.float32)
-    places = {skill: place for place, skill in enumerate(missing)}
     if held is not None and carried:
         talk(f"{len(carried)} of {len(skills)} skills are unchanged and keep their vectors; --force embeds them anew.")
-        vectors[[places[skill] for skill in carried]] = held.vectors(carried)
+        index.upsert(Entries({skill: marks[skill] for skill in carried}, held.vectors(carried)))
     wanted = set(missing).difference(carried)
     if fresh := [skill for skill in skills if skill.id in wanted]:
         sequences = tokenised(embedder.skills, fresh, "tokenising for the embedder")
-        vectors[[places[skill.id] for skill in fresh]] = _embedded(sequences, triton, embedder.card.digest)
-    index.upsert(Entries({skill: marks[skill] for skill in missing}, vectors))
+        at_once = _SKILLS_A_WRITE if lasting else len(fresh)
+        for places, vectors in _embedded(sequences, triton, embedder.card.digest, at_once):
+            index.upsert(Entries({fresh[place].id: marks[fresh[place].id] for place in places}, vectors))
     if len(index) != len(marks):
         raise BundleError(
             "the new bundle's index",
@@ -89,11 +93,13 @@ def tokenised(tokenise: Callable[[Sequence[Skill]], list[Ids]], skills: Sequence
     return sequences
 
 
-def _embedded(sequences: Sequence[Ids], triton: Inference, digest: str) -> Floats:
-    """Embeddings in the given order; sent longest first, so that requests are uniform and memory peaks at the start."""
-    order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")
+def _embedded(
+    sequences: Sequence[Ids], triton: Inference, digest: str, at_once: int
+) -> Iterator[tuple[list[int], Floats]]:
+    """Places and their embeddings, longest first, so that requests are uniform and memory peaks at the start."""
+    order = np.argsort([-len(sequence) for sequence in sequences], kind="stable").tolist()
     with progress("embedding skills", len(sequences)) as bar:
-        vectors = triton.infer("embedder", [sequences[i] for i in order], progress=bar.advance, digest=digest)
-    restored = np.empty_like(vectors)
-    restored[order] = vectors
-    return restored
+        for start in range(0, len(order), at_once):
+            places = order[start : start + at_once]
+            asked = [sequences[place] for place in places]
+            yield places, triton.infer("embedder", asked, progress=bar.advance, digest=digest)

@@ -15,6 +15,7 @@ from skillserve.fusion import FirstStageWeights
 from skillserve.parts import PART_FORMAT
 from skillserve.records import Skill
 from skillserve.tensors import Role
+from skillserve_client.vectors import Identity
 
 __all__ = [
     "CALIBRATION_FILE",
@@ -126,6 +127,13 @@ class Manifest(Record):
     def weights(self) -> FirstStageWeights:
         """Both weights of the first stage."""
         return FirstStageWeights.of(self)
+
+    @property
+    def identity(self) -> Identity:
+        """What its vectors are comparable with."""
+        return Identity(
+            embedder=self.models["embedder"].digest, tokenizer=self.files[EMBEDDER_TOKENIZER].sha256, dim=self.dim
+        )
 
 
 class Pointer(Record):

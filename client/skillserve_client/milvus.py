@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 import grpc  # type: ignore[import-untyped]  # ships no type information
@@ -76,13 +77,16 @@ class _Connection:
             for secret in self._secrets:
                 message = message.replace(secret, "…")
             kind = _KINDS.get(getattr(code, "name", code), ServerError)
+            # A traceback shows the cause as well, with all that it says.
+            shown = "".join(traceback.format_exception(error))
+            cause = None if any(secret in shown for secret in self._secrets) else error
             raise (ServerUnreachable if what == "connecting" else kind)(
                 f"Milvus at `{self.uri}`",
                 got=f"{message} ({what})",
                 wanted="a Milvus that answers in time",
                 fix=f"Check that it runs, --uri, --milvus-timeout-s, and the token in {INDEX_TOKEN_VARIABLE}. "
                 "A local *.db is held by one process at a time and needs milvus-lite.",
-            ) from error
+            ) from cause
 
 
 class MilvusStore:
@@ -161,26 +165,33 @@ class MilvusStore:
         return MilvusIndex(self.connection, name, dim=identity.dim, consistency="Bounded" if published else "Strong")
 
     @contextmanager
-    def drafted(self, name: str, identity: Identity) -> Iterator[Callable[[], None]]:
-        """A collection to be filled in the block; if that fails before the block calls what it is given, it goes.
+    def drafted(
+        self, name: str, identity: Identity, in_use: Callable[[], AbstractContextManager[frozenset[str]]]
+    ) -> Iterator[None]:
+        """A collection to be filled in the block; if that fails, it goes, unless it is in use by then.
 
-        One that stands already, such as what a killed run left, is gone on with, and stays.
+        `in_use` gives the collections that bundles need, and lets nobody publish meanwhile: another run of the same
+        catalogue may have found this collection, and published it. One that stands already, such as what a killed run
+        left, is gone on with, and stays.
         """
         ours = not self.has(name)
-
-        def keep() -> None:
-            nonlocal ours
-            ours = False
-
         try:
             if ours:
                 self.create(name, identity)
             self.load(name, identity)
-            yield keep
+            yield
         except BaseException:
             if ours:
-                self.drop(name)
+                self._discard(name, in_use)
             raise
+
+    def _discard(self, name: str, in_use: Callable[[], AbstractContextManager[frozenset[str]]]) -> None:
+        try:
+            with in_use() as needed:
+                if name not in needed and self.has(name) and not self.connection.call("list_aliases", name)["aliases"]:
+                    self.drop(name)
+        except (SkillserveError, OSError) as error:
+            talk(f"The collection {name} of the failed build stays in Milvus: {error}")
 
     def drop(self, name: str) -> None:
         """Remove a collection; one that resists is only told."""

@@ -88,8 +88,10 @@ class SkillTable:
     def rows_of(self, namespace: str) -> Rows:
         """The rows of a namespace's skills, ascending; none if it has none."""
         if self._rows_of is None:
-            names = np.array(self._columns["namespace"].to_pylist(), object)
-            self._rows_of = {name: np.flatnonzero(names == name) for name in set(names)}
+            found: dict[str, list[int]] = {}
+            for row, name in enumerate(self._columns["namespace"].to_pylist()):
+                found.setdefault(name, []).append(row)
+            self._rows_of = {name: np.array(rows, np.int64) for name, rows in found.items()}
         return self._rows_of.get(namespace, np.empty(0, np.int64))
 
     def marks(self) -> dict[str, Mark]:

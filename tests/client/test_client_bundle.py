@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skillserve.errors import BundleError
+from skillserve.records import Skill
 from skillserve.settings import IndexSettings
 from skillserve_client import build_bundle, open_bundle
 from skillserve_client.table import SkillTable
@@ -70,6 +72,16 @@ def test_a_bundle_that_was_opened_survives_its_folder(bundles: Path) -> None:
     bundle = open_bundle(bundles)
     shutil.rmtree(bundles)
     assert bundle.corpus.skills.skill(2).name == "git"
+
+
+def test_the_rows_of_a_namespace_are_those_of_its_skills_in_order() -> None:
+    names = ["a", "", "b", "a", "", "a"]
+    table = SkillTable.build(
+        [Skill(id=str(i), name="", description="", namespace=n) for i, n in enumerate(names)], None
+    )
+    for name in ("a", "b", "", "none"):
+        assert table.rows_of(name).tolist() == [i for i, each in enumerate(names) if each == name]
+    assert table.rows_of("none").dtype == table.rows_of("a").dtype == np.int64
 
 
 @pytest.mark.parametrize("name", FILES)

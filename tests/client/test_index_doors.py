@@ -6,8 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from milvus_lite.engine.collection import Collection as LiteCollection
 
 from skillserve.config import load_settings
 from skillserve.errors import (
@@ -81,6 +83,14 @@ def embedded(fake: Any) -> int:
     count = sum(len(sequences) for role, sequences, _ in fake.calls if role == "embedder")
     fake.calls.clear()
     return count
+
+
+def unpublish(settings: IndexSettings, store: MilvusStore) -> None:
+    """As a kill before publishing leaves it: a collection, and nothing that names it."""
+    current = settings.bundles / "CURRENT"
+    shutil.rmtree(settings.bundles / current.read_text().split()[0])
+    current.unlink()
+    store.connection.call("drop_alias", "skills")
 
 
 def hits(settings: IndexSettings, fake: Any, query: str, **search: Any) -> list[tuple[str, float]]:
@@ -203,11 +213,16 @@ def test_the_alias_follows_the_live_bundle_and_old_collections_go(
         assert store.aliased("skills") == collection.name
         assert collections(store) == sorted(names[-2:])
         first = first or open_bundle(settings.bundles, index=settings)
-        assert len(first.corpus.index.search(np.ones((1, DIM), np.float32), 9)[1][0]) == 5 if i < 2 else True
+        if i < 2:
+            assert len(first.corpus.index.search(np.ones((1, DIM), np.float32), 9)[1][0]) == 5
         append(catalogue, {"id": f"new{i}", "name": "cloud"})
     assert len(set(names)) == 4
+    assert first is not None
+    assert not first.folder.exists()
+    with pytest.raises(ServerError, match="Milvus"):
+        first.corpus.index.search(np.ones((1, DIM), np.float32), 9)
     with pytest.raises(BundleError, match="no such collection"):
-        open_bundle(first.folder, index=settings) if first and first.folder.exists() else store.load(names[0], IDENTITY)
+        store.load(names[0], IDENTITY)
 
 
 IDENTITY = Identity(embedder="e" * 64, tokenizer="f" * 64, dim=DIM)
@@ -229,22 +244,100 @@ def test_bundles_of_one_catalogue_share_a_collection_until_the_last_one_goes(
 
 
 def test_what_a_killed_build_left_in_milvus_is_gone_on_with(
-    milvus: IndexSettings, store: MilvusStore, catalogue: Path, fake: Any, tmp_path: Path
+    milvus: IndexSettings, store: MilvusStore, catalogue: Path, fake: Any
 ) -> None:
     """Right entries stay, wrong ones are replaced, strangers go."""
-    elsewhere = milvus.model_copy(update={"bundles": tmp_path / "elsewhere"})
-    built = build_bundle(catalogue, fake, index=elsewhere).manifest.collection
+    built = build_bundle(catalogue, fake, index=milvus).manifest.collection
     assert built is not None
-    left = open_bundle(elsewhere.bundles, index=elsewhere).corpus.index
+    left = open_bundle(milvus.bundles, index=milvus).corpus.index
     left.delete(["img", "bare"])
     ones = np.ones((2, DIM), np.float32)
     left.upsert(Entries({"git": Mark(2, "", "old"), "stranger": Mark(9, "", "x")}, ones))
-    store.connection.call("drop_alias", "skills")
+    unpublish(milvus, store)
     embedded(fake)
     assert build_bundle(catalogue, fake, index=milvus).manifest.collection == built
     assert embedded(fake) == 3
     corpus = open_bundle(milvus.bundles, index=milvus).corpus
     assert corpus.index.marks() == corpus.skills.marks()
+
+
+def test_what_was_embedded_before_a_kill_is_not_embedded_again(
+    milvus: IndexSettings, store: MilvusStore, catalogue: Path, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure does to a collection that stood already what a kill does to any: it stays as it is."""
+    monkeypatch.setattr("skillserve_client.filling._SKILLS_A_WRITE", 2)
+    build_bundle(catalogue, fake, index=milvus)
+    open_bundle(milvus.bundles, index=milvus).corpus.index.delete(["img", "pdf", "git", "bare", "evil"])
+    unpublish(milvus, store)
+    infer = fake.infer
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        if len(fake.calls) == 2:
+            raise KeyboardInterrupt
+        return infer(*arguments, **named)
+
+    fake.calls.clear()
+    fake.infer = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        build_bundle(catalogue, fake, index=milvus)
+    assert embedded(fake) == 4
+    fake.infer = infer
+    build_bundle(catalogue, fake, index=milvus)
+    assert embedded(fake) == 1
+    corpus = open_bundle(milvus.bundles, index=milvus).corpus
+    assert corpus.index.marks() == corpus.skills.marks()
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_what_fails_after_current_changed_leaves_the_new_bundle_live_and_whole(
+    failure: BaseException,
+    index: IndexSettings,
+    store: MilvusStore,
+    catalogue: Path,
+    fake: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The folder is flushed after the rename: that may fail, or be when Ctrl-C comes."""
+    before = build_bundle(catalogue, fake, index=index).manifest
+    line, real = (index.bundles / "CURRENT").read_text(), os.fsync
+    append(catalogue, {"id": "new", "name": "cloud"})
+
+    def late(descriptor: int) -> None:
+        if (index.bundles / "CURRENT").read_text() != line:
+            raise failure
+        real(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", late)
+        with pytest.raises((BundleError, KeyboardInterrupt)) as caught:
+            build_bundle(catalogue, fake, index=index)
+    if isinstance(caught.value, BundleError):
+        assert "new bundle is live" in caught.value.fix
+    live = open_bundle(index.bundles, index=index).manifest
+    assert (live.parent, live.num_skills) == (before.version, 6)
+    if live.collection is not None:
+        assert store.aliased("skills") == live.collection.name
+    assert build_bundle(catalogue, fake, index=index).current
+
+
+def test_two_folders_with_one_catalogue_have_collections_of_their_own(
+    milvus: IndexSettings, store: MilvusStore, catalogue: Path, fake: Any, tmp_path: Path
+) -> None:
+    """The alias belongs to one of them; the other's is told, and neither clears the other's away."""
+    other = milvus.model_copy(update={"bundles": tmp_path / "other", "keep": 1})
+    first = build_bundle(catalogue, fake, index=milvus).manifest.collection
+    with pytest.raises(BundleError, match="alias `skills`"):
+        build_bundle(catalogue, fake, index=other)
+    store.connection.call("drop_alias", "skills")
+    second = build_bundle(catalogue, fake, index=other).manifest.collection
+    assert first is not None
+    assert second is not None
+    assert first.name != second.name
+    for i in range(2):
+        append(catalogue, {"id": f"new{i}", "name": "cloud"})
+        build_bundle(catalogue, fake, index=other)
+    assert second.name not in collections(store)
+    assert len(open_bundle(milvus.bundles, index=milvus).corpus.index) == 5
 
 
 def test_an_alias_that_others_use_is_left_alone_unless_forced(
@@ -256,7 +349,8 @@ def test_an_alias_that_others_use_is_left_alone_unless_forced(
         build_bundle(catalogue, fake, index=milvus)
     assert "--alias" in caught.value.fix
     assert not fake.calls
-    assert (store.aliased("skills"), milvus.bundles.exists()) == ("theirs", False)
+    assert (store.aliased("skills"), collections(store)) == ("theirs", ["theirs"])
+    assert not list(milvus.bundles.glob("[!.]*"))
     with pytest.raises(ConfigError, match="--alias"):
         build_bundle(catalogue, fake, index=milvus.model_copy(update={"alias": "theirs"}))
     forced = build_bundle(catalogue, fake, index=milvus, force=True).manifest.collection
@@ -304,6 +398,32 @@ def test_of_two_builds_at_once_the_second_is_refused_and_clears_up(
     assert live.num_skills == 5
     assert live.collection is not None
     assert collections(store) == [live.collection.name] == [store.aliased("skills")]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_refused_build_leaves_what_another_one_of_its_catalogue_published(
+    *, replaced: bool, milvus: IndexSettings, store: MilvusStore, catalogue: Path, fake: Any, new_fake: Any
+) -> None:
+    """Both fill one collection; it stays also where a third build has moved the alias on."""
+    infer, more = fake.infer, catalogue.with_name("more.jsonl")
+    more.write_text(catalogue.read_text() + '{"id": "new", "name": "chart"}\n')
+    published = []
+
+    def overtaken(*arguments: Any, **named: Any) -> Any:
+        published.append(build_bundle(catalogue, new_fake(), index=milvus).manifest)
+        if replaced:
+            build_bundle(more, new_fake(), index=milvus)
+        return infer(*arguments, **named)
+
+    fake.infer = overtaken
+    with pytest.raises(BundleError, match="--force"):
+        build_bundle(catalogue, fake, index=milvus)
+    assert len(open_bundle(milvus.bundles / published[0].version, index=milvus).corpus.index) == 5
+    live = open_bundle(milvus.bundles, index=milvus).manifest
+    assert live.num_skills == 5 + replaced
+    assert live.collection is not None
+    assert store.aliased("skills") == live.collection.name
+    assert len(collections(store)) == 1 + replaced
 
 
 @pytest.mark.parametrize(
@@ -370,6 +490,8 @@ def test_a_milvus_that_answers_too_late_is_told(
     milvus: IndexSettings, catalogue: Path, fake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyMilvus hands gRPC's own error through here."""
+    from milvus_lite.engine.collection import Collection as LiteCollection
+
     build_bundle(catalogue, fake, index=milvus)
     bundle = open_bundle(milvus.bundles, index=milvus)
     bundle.corpus.index._connection._timeout_s = 0.2  # type: ignore[attr-defined]
@@ -398,7 +520,26 @@ def test_a_message_of_milvus_that_repeats_a_secret_is_told_without_it(store: Mil
     connection = MilvusStore.connect(IndexSettings(uri=uri), {"SKILLSERVE_INDEX_TOKEN": "somebody:hidden"}).connection
     with pytest.raises(ServerError, match="'…_name' does not exist") as caught:
         connection.call("describe_collection", "hidden_name")
-    assert "hidden" not in str(caught.value)
+    assert "hidden" not in "".join(traceback.format_exception(caught.value))
+    with pytest.raises(ServerError, match="'missing' does not exist") as caught:
+        connection.call("describe_collection", "missing")
+    assert caught.value.__cause__ is not None
+
+
+def test_a_token_in_a_file_that_pymilvus_reads_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"SKILLSERVE_INDEX_TOKEN={TOKEN}\nREAD_BY_PYMILVUS=yes\n")
+    code = """if True:
+        import os
+        from skillserve.settings import IndexSettings
+        from skillserve_client.doors import drop_collection
+        drop_collection("any", IndexSettings())
+        print(os.environ.get("READ_BY_PYMILVUS"), os.environ.get("SKILLSERVE_INDEX_TOKEN"))
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SKILLSERVE_")}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["yes", "None"]
 
 
 def test_without_pymilvus_the_extra_is_named(

@@ -15,25 +15,14 @@ __all__ = ["ENGINES", "Opener"]
 Opener = Callable[[Job], AbstractAsyncContextManager[Search]]
 
 
-@asynccontextmanager
-async def _torch(job: Job) -> AsyncIterator[Search]:
-    from .library import Library
+def _sentence_transformers(backend: str) -> Opener:
+    @asynccontextmanager
+    async def opened(job: Job) -> AsyncIterator[Search]:
+        from .encoders import Encoders
 
-    yield in_turn(Library(job, "torch"), Catalogue(job))
+        yield in_turn(Encoders(job, backend), Catalogue(job))
 
-
-@asynccontextmanager
-async def _onnx(job: Job) -> AsyncIterator[Search]:
-    from .library import Library
-
-    yield in_turn(Library(job, "onnx"), Catalogue(job))
-
-
-@asynccontextmanager
-async def _openvino(job: Job) -> AsyncIterator[Search]:
-    from .library import Library
-
-    yield in_turn(Library(job, "openvino"), Catalogue(job))
+    return opened
 
 
 @asynccontextmanager
@@ -52,9 +41,9 @@ async def _infinity(job: Job) -> AsyncIterator[Search]:
 
 
 ENGINES: dict[str, Opener] = {
-    "torch": _torch,
-    "onnx": _onnx,
-    "openvino": _openvino,
+    "torch": _sentence_transformers("torch"),
+    "onnx": _sentence_transformers("onnx"),
+    "openvino": _sentence_transformers("openvino"),
     "int8": _int8,
     "infinity": _infinity,
 }

@@ -12,10 +12,10 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from .catalogue import Floats
 from .job import Job
 
-__all__ = ["Library"]
+__all__ = ["Encoders"]
 
 
-class Library:
+class Encoders:
     """One request at a time through `encode`, its candidates in one `predict`."""
 
     def __init__(self, job: Job, backend: str) -> None:

@@ -48,7 +48,7 @@ def judge(
     considered = scores if len(scores) else candidates.scores[:EMBED_DEPTH]
     if len(considered) != min(stage.depth, bundle.manifest.num_skills):
         return _unsure(f"calibrated for {stage.depth} reranked candidates, not {len(considered)}", abstain=abstain)
-    features = describe(considered, candidates.nearest)
+    features = describe(considered, candidates.nearest) | bundle.calibration.leaning(candidates.request)
     z = float(stage.request.predictors(features))
     probability, fits = float(stage.request.at(z)), z >= stage.cut
     said = f"probability {probability:.3f} that a skill fits, the threshold is {stage.threshold:.3f}"

@@ -355,6 +355,9 @@ def _read_calibration(path: Path, content: bytes, manifest: Manifest) -> Calibra
         if calibration.models.get(role) != entry.digest:
             found = calibration.models.get(role, "no such model")[:13]
             raise _damaged(path, f"a calibration with {role} {found}", f"{role} {entry.digest[:12]}")
+    if len(calibration.direction) not in {0, manifest.dim}:
+        dim = len(calibration.direction)
+        raise _damaged(path, f"a calibration of embeddings with {dim} dimensions", f"{manifest.dim} dimensions")
     return calibration
 
 

@@ -6,6 +6,7 @@ threshold found on a tenth of a catalogue lets a third of the requests through t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +16,11 @@ from skillserve.settings import CalibrateSettings, IndexSettings, SearchSettings
 from skillserve_client.asked import read_known
 from skillserve_client.bundle import Bundle, open_bundle, publish, read_files
 from skillserve_client.calibration import EMBED_DEPTH, Calibration, StageCalibration, StageName
+from skillserve_client.leaning import direction_between
 from skillserve_client.manifest import CALIBRATION_FILE, Manifest
 from skillserve_client.plan import DEFAULT_DEPTH
 from skillserve_client.reliability import least_none
-from skillserve_client.samples import sample, score_requests
+from skillserve_client.samples import Samples, sample, score_requests
 from skillserve_client.search import check_models
 from skillserve_client.shelf import next_version
 from skillserve_client.stages import fit_stage
@@ -78,10 +80,11 @@ def calibrate_bundle(
     if not force and had is not None and _is_current(had, known.digest, depths, settings):
         return Calibrated(manifest=live.manifest, calibration=had, current=True)
     scored = score_requests(live, known.asked, triton, depth, progress)
+    samples = {stage: sample(scored, stage, considered) for stage, considered in depths.items()}
     with progress("fitting", len(depths)) as bar:
         stages: dict[StageName, StageCalibration] = {}
         for stage, considered in depths.items():
-            stages[stage] = fit_stage(sample(scored, stage, considered), stage, considered, settings)
+            stages[stage] = fit_stage(samples[stage], stage, considered, settings)
             bar.advance()
     for stage, found in stages.items():
         if found.at_threshold.lost > _MUCH_LOST:
@@ -103,9 +106,17 @@ def calibrate_bundle(
         seed=settings.seed,
         num_answerable=known.num_answerable,
         num_none=known.num_none,
+        direction=_direction(samples["embed"], stages),
         stages=stages,
     )
     return Calibrated(manifest=_publish(live, calibration, index), calibration=calibration, current=False)
+
+
+def _direction(samples: Samples, stages: Mapping[StageName, StageCalibration]) -> tuple[float, ...]:
+    """What the leaning is measured along, if a curve looks at it; the samples of either stage have these requests."""
+    if not any("leaning" in stage.request.features for stage in stages.values()):
+        return ()
+    return tuple(direction_between(samples.embeddings, samples.outcomes).tolist())
 
 
 def _is_current(had: Calibration, requests: str, depths: dict[StageName, int], settings: CalibrateSettings) -> bool:

@@ -46,11 +46,12 @@ StageName = Literal["rerank", "embed"]
 Kind = Literal["platt", "isotonic"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-Feature = Literal["score", "similarity", "gap", "lead", "background"]
+Feature = Literal["score", "similarity", "gap", "lead", "background", "leaning"]
 """What a curve looks at. `score`: the final score of the hit, in an embed-only answer its first-stage score, for a
 request that of its first hit; `similarity`: the highest similarity of any skill; `gap`: first score - second;
 `lead`: first score - mean of all others; `background`: mean similarity of the 100 nearest skills, high where the
-catalogue knows the subject at all."""
+catalogue knows the subject at all; `leaning`: whether the request resembles those that were answerable or those that
+nothing fitted, see `skillserve_client.leaning`."""
 
 EMBED_DEPTH = 20
 """Candidates that the features of an embed-only answer look at; a reranked answer's look at what was reranked."""
@@ -64,9 +65,9 @@ Inner = Annotated[float, Field(gt=0, lt=1)]
 
 
 def describe(scores: npt.NDArray[Any], similarities: npt.NDArray[Any]) -> dict[Feature, float]:
-    """The features of a request: from scores `[N ≥ 1]` of candidates and similarities `[M ≥ 1]` of the nearest skills.
+    """What candidates say of a request: their scores `[N ≥ 1]`, and similarities `[M ≥ 1]` of the nearest skills.
 
-    Similarities are descending.
+    Similarities are descending. The leaning is not among them: it is of the request alone.
     """
     ordered = np.sort(np.asarray(scores, np.float64))[::-1]
     others = ordered[1:] if len(ordered) > 1 else ordered
@@ -214,6 +215,8 @@ class Calibration(Record):
     seed: int = Field(ge=0)
     num_answerable: int = Field(ge=1)
     num_none: int = Field(ge=1)
+    direction: tuple[Finite, ...] = ()
+    """`[D]`: the product of a request's embedding with it is the request's leaning; empty if no curve looks at that."""
     stages: dict[StageName, StageCalibration]
 
     @property
@@ -226,4 +229,12 @@ class Calibration(Record):
         wanted = {"embed", "rerank"} if "reranker" in self.models else {"embed"}
         if set(self.stages) != wanted:
             raise ValueError(f"curves for {' and '.join(sorted(wanted))} are needed")
+        if bool(self.direction) != any("leaning" in stage.request.features for stage in self.stages.values()):
+            raise ValueError("a direction belongs to curves that look at the leaning, and they to it")
         return self
+
+    def leaning(self, embeddings: npt.NDArray[Any]) -> dict[Feature, Doubles]:
+        """The feature of that name, of embeddings `[…, D]`; nothing where no curve looks at it."""
+        if not self.direction:
+            return {}
+        return {"leaning": np.asarray(embeddings.astype(np.float64) @ np.asarray(self.direction), np.float64)}

@@ -13,7 +13,7 @@ from skillserve.errors import BundleError, CatalogueError
 from skillserve.settings import CalibrateSettings, IndexSettings
 from skillserve_client.asked import read_known
 from skillserve_client.bundle import open_bundle
-from skillserve_client.calibration import StageCalibration, StageName
+from skillserve_client.calibration import Calibration, StageCalibration, StageName
 from skillserve_client.manifest import Record, Sha256, Version
 from skillserve_client.reliability import ece, point_at, wilson
 from skillserve_client.samples import Samples, Weights, sample, score_requests
@@ -109,17 +109,18 @@ def check_bundle(
         num_none=known.num_none,
         none_share=calibration.none_share,
         stages={
-            name: check_stage(stage, sample(scored, name, stage.depth), calibration.none_share, settings)
+            name: check_stage(stage, sample(scored, name, stage.depth), calibration, settings)
             for name, stage in calibration.stages.items()
         },
     )
 
 
 def check_stage(
-    stage: StageCalibration, samples: Samples, none_share: float, settings: CalibrateSettings
+    stage: StageCalibration, samples: Samples, calibration: Calibration, settings: CalibrateSettings
 ) -> StageCheck:
     """Figures of one stage; resamples draw answerable requests and those that nothing fits each among themselves."""
-    z, labels = stage.request.predictors(samples.features), samples.labels
+    features, none_share = samples.features | calibration.leaning(samples.embeddings), calibration.none_share
+    z, labels = stage.request.predictors(features), samples.labels
     p, answered = stage.request.at(z), z >= stage.cut
     answerable, none = (np.flatnonzero(samples.where(kind)) for kind in ("answerable", "none"))
     known = np.concatenate([answerable, none])

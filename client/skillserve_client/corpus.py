@@ -24,6 +24,8 @@ __all__ = ["Candidates", "Corpus"]
 class Candidates:
     """What the first stage found for one request: its best K skills, and the K nearest, others where it has weights."""
 
+    request: Floats
+    """`[D]`, the embedding of the whole request."""
     rows: Rows
     """`[K]`, by first-stage score; equal ones by similarity, then by row."""
     scores: Floats
@@ -92,8 +94,8 @@ class Corpus:
         if weights == PLAIN:
             whole = np.stack([rows[0] for rows in vectors])
             return [
-                Candidates(rows=rows, scores=near, similarities=near, nearest_rows=rows, nearest=near)
-                for near, rows in zip(*self.index.search(whole, k, namespace=namespace), strict=True)
+                Candidates(request=row, rows=rows, scores=near, similarities=near, nearest_rows=rows, nearest=near)
+                for row, near, rows in zip(whole, *self.index.search(whole, k, namespace=namespace), strict=True)
             ]
         found = []
         among = np.arange(len(self.skills)) if namespace is None else self.skills.rows_of(namespace)
@@ -104,6 +106,7 @@ class Corpus:
             rows = among[np.lexsort((-near[among], -scores[among]))[:k]]
             found.append(
                 Candidates(
+                    request=embedded[0],
                     rows=rows,
                     scores=scores[rows],
                     similarities=near[rows],

@@ -6,7 +6,7 @@ Shape legend: S samples, F features.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -64,15 +64,20 @@ def fit_curve(kind: Kind, features: Sequence[Feature], columns: Columns, labels:
 def held_out(
     kind: Kind,
     features: Sequence[Feature],
-    columns: Columns,
+    columns_from: Callable[[Bools], Columns],
     labels: Bools,
     weights: Doubles,
     folds: npt.NDArray[np.int64],
 ) -> tuple[Doubles, Doubles]:
-    """Linear predictors and probabilities `[S]`, each from a curve fitted without the sample's own fold."""
+    """Linear predictors and probabilities `[S]`, each from a curve fitted without the sample's own fold.
+
+    `columns_from` gives the features of all samples to somebody who has seen the marked ones `[S]`: those may depend on
+    what is known, and must not know the fold either.
+    """
     z, p = np.full((2, len(labels)), math.nan)
     for fold in np.unique(folds):
         inside, outside = folds != fold, folds == fold
+        columns = columns_from(inside)
         seen = {name: columns[name][inside] for name in features}
         curve = fit_curve(kind, features, seen, labels[inside], weights[inside])
         z[outside] = curve.predictors({name: columns[name][outside] for name in features})

@@ -23,6 +23,7 @@ from skillserve_client.bundle import Bundle
 from skillserve_client.calibration import NUM_BACKGROUND, Doubles, Feature, StageName, describe
 from skillserve_client.corpus import Candidates
 from skillserve_client.embedding import Bars, embed_requests
+from skillserve_client.leaning import leanings
 from skillserve_client.wire import Floats, Inference
 
 __all__ = ["Asked", "Outcome", "Samples", "Scored", "Weights", "sample", "score_requests"]
@@ -86,7 +87,9 @@ class Samples:
     """One stage's samples: S of requests, H of hits; `groups` tie together what comes from one request."""
 
     features: dict[Feature, Doubles]
-    """Each `[S]`."""
+    """Each `[S]`; without the leaning, which depends on which outcomes are known."""
+    embeddings: Floats
+    """`[S, D]`, of whole requests."""
     outcomes: tuple[Outcome, ...]
     groups: npt.NDArray[np.int64]
     top_fits: Bools
@@ -102,6 +105,10 @@ class Samples:
         """`[S]`: does some skill of the pool fit?"""
         return np.array([outcome == "answerable" for outcome in self.outcomes])
 
+    def known_from(self, seen: Bools) -> dict[Feature, Doubles]:
+        """All features `[S]`, for somebody who knows the outcomes of the samples in `seen` `[S]` alone."""
+        return {**self.features, "leaning": leanings(self.embeddings, self.outcomes, seen)}
+
     def where(self, *outcomes: Outcome) -> Bools:
         """`[S]`: samples of these kinds."""
         return np.isin(np.asarray(self.outcomes), outcomes)
@@ -110,6 +117,7 @@ class Samples:
 def sample(scored: Sequence[Scored], stage: StageName, depth: int) -> Samples:
     """The samples of one stage, whose features look at `depth` candidates."""
     rows: list[dict[Feature, float]] = []
+    embeddings: list[Floats] = []
     outcomes: list[Outcome] = []
     groups: list[int] = []
     top_fits: list[bool] = []
@@ -128,6 +136,7 @@ def sample(scored: Sequence[Scored], stage: StageName, depth: int) -> Samples:
                 continue  # the catalogue holds no other skill
             found = scores[considered]
             rows.append(describe(found, nearest))
+            embeddings.append(found_all.request)
             top_fits.append(bool(request.fits[considered[np.argmax(found)]]))
             if kind != "left out":
                 hits.append((found.astype(np.float64), request.fits[considered]))
@@ -136,6 +145,7 @@ def sample(scored: Sequence[Scored], stage: StageName, depth: int) -> Samples:
             groups.append(group)
     return Samples(
         features={name: np.array([row[name] for row in rows]) for name in rows[0]},
+        embeddings=np.stack(embeddings),
         outcomes=tuple(outcomes),
         groups=np.array(groups),
         top_fits=np.array(top_fits),

@@ -41,6 +41,9 @@ _FEATURE_SETS: dict[StageName, tuple[tuple[Feature, ...], ...]] = {
         ("score", "background"),
         ("score", "gap", "background"),
         ("score", "gap", "lead", "background"),
+        ("score", "leaning"),
+        ("score", "background", "leaning"),
+        ("score", "gap", "lead", "background", "leaning"),
     ),
     "rerank": (
         ("score",),
@@ -48,6 +51,9 @@ _FEATURE_SETS: dict[StageName, tuple[tuple[Feature, ...], ...]] = {
         ("score", "background"),
         ("score", "gap", "background"),
         ("score", "similarity", "gap", "lead", "background"),
+        ("score", "leaning"),
+        ("score", "background", "leaning"),
+        ("score", "similarity", "gap", "lead", "background", "leaning"),
     ),
 }
 """Tried in this order, small ones first; in an embed-only answer the score is the first stage's."""
@@ -65,14 +71,14 @@ def fit_stage(samples: Samples, stage: StageName, depth: int, settings: Calibrat
     judges = Weights(none_share=settings.none_share, left_out_share=0.0).of(samples.outcomes)
 
     def unseen(kind: Kind, features: Sequence[Feature]) -> tuple[Doubles, Doubles]:
-        return held_out(kind, features, samples.features, y, weights, folds)
+        return held_out(kind, features, samples.known_from, y, weights, folds)
 
     losses = {features: log_losses(unseen("platt", features)[1], y)[verified] for features in _FEATURE_SETS[stage]}
     features = _simplest_as_good(losses, judges[verified])
     z, _ = unseen("platt", features)  # isotonic curves step along the same predictors
     p = {each: unseen(each, features)[1] for each in KINDS}
     kind = _simplest_as_good({each: log_losses(p[each], y)[verified] for each in KINDS}, judges[verified])
-    request = fit_curve(kind, features, samples.features, y, weights)
+    request = fit_curve(kind, features, samples.known_from(np.ones(len(y), bool)), y, weights)
     outcome = (request, z[verified], y[verified], samples.top_fits[verified], settings.none_share)
     cut = cut_for(z[samples.where("none")], settings.false_injection)
     left_out = z[samples.where("left out")]
@@ -103,7 +109,7 @@ def _fit_hits(samples: Samples, judges: Doubles, folds: npt.NDArray[np.int64]) -
     features: tuple[Feature, ...] = ("score",)
     columns: dict[Feature, Doubles] = {"score": samples.hit_scores}
     y = samples.hit_fits
-    p = {kind: held_out(kind, features, columns, y, weights, folds[samples.hit_owners])[1] for kind in KINDS}
+    p = {kind: held_out(kind, features, lambda _: columns, y, weights, folds[samples.hit_owners])[1] for kind in KINDS}
     kind = _simplest_as_good({each: log_losses(p[each], y) for each in KINDS}, weights)
     return fit_curve(kind, features, columns, y, weights), {each: fit_of(p[each], y, weights) for each in KINDS}
 

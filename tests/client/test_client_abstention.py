@@ -69,7 +69,9 @@ def stage(depth: int, threshold: float, request: Curve = LOGIT) -> StageCalibrat
     )
 
 
-def calibrated(bundle: Bundle, *, rerank: StageCalibration, embed: StageCalibration) -> Bundle:
+def calibrated(
+    bundle: Bundle, *, rerank: StageCalibration, embed: StageCalibration, direction: tuple[float, ...] = ()
+) -> Bundle:
     calibration = Calibration(
         created="2026-11-25T00:00:00.000+00:00",
         requests_digest="a" * 64,
@@ -82,6 +84,7 @@ def calibrated(bundle: Bundle, *, rerank: StageCalibration, embed: StageCalibrat
         seed=0,
         num_answerable=1,
         num_none=1,
+        direction=direction,
         stages={"rerank": rerank, "embed": embed},
     )
     return replace(bundle, calibration=calibration)
@@ -185,6 +188,34 @@ def test_a_degraded_answer_is_judged_by_the_stage_that_it_ended_in(search: Searc
     assert (shown.status, shown.probability) == ("degraded", answer.probability)
 
 
+@pytest.mark.parametrize("depth", [0, DEFAULT_DEPTH])
+@pytest.mark.parametrize("part_weight", [0, 1])
+def test_a_leaning_is_that_of_the_whole_request_in_either_stage(
+    depth: int, part_weight: float, bundles: Path, fake: Any
+) -> None:
+    """Along the vector of a skill, it is the similarity to that skill."""
+    curve = Curve(kind="platt", features=("leaning",), coefficients=(2.0,), intercept=-1.0)
+    plain = open_bundle(bundles)
+    row = plain.corpus.skills.ids().index("pdf")
+    (vector,) = fake.infer("embedder", plain.corpus.embedder.skills([plain.corpus.skills.skill(row)]))
+    bundle = calibrated(
+        plain,
+        rerank=stage(DEFAULT_DEPTH, 0.5, curve),
+        embed=stage(EMBED_DEPTH, 0.5, curve),
+        direction=tuple(map(float, vector)),
+    )
+    assert bundle.calibration is not None
+    bundle = replace(bundle, calibration=bundle.calibration.model_copy(update={"part_weight": part_weight}))
+    settings = SearchSettings(rerank_depth=depth, abstain=False, part_weight=part_weight)
+    answer = Searcher(bundle, fake, settings).search("Merge pdf. Send an email. Draw a chart. Commit it.")
+    (hit,) = (hit for hit in answer.hits if hit.skill_id == "pdf")
+    assert answer.probability == pytest.approx(1 / (1 + np.exp(1 - 2 * hit.similarity)))
+
+
+LEANING = Curve(kind="platt", features=("score", "leaning"), coefficients=(1.0, 1.0), intercept=0.0)
+LEANING_STAGES = {"embed": stage(EMBED_DEPTH, 0.5, LEANING), "rerank": stage(DEFAULT_DEPTH, 0.5)}
+
+
 def test_another_depth_than_the_calibrated_one_has_no_probability(search: Search) -> None:
     """The highest of three scores is another quantity than the highest of twenty."""
     answer = search("zzz", rerank_depth=3)
@@ -211,6 +242,9 @@ def test_what_is_shown_changes_no_probability(search: Search) -> None:
         ({"models": {"embedder": "9" * 64, "reranker": "f" * 64}}, "embedder 999"),
         ({"models": {"embedder": "e" * 64}, "stages": {"embed": stage(EMBED_DEPTH, 0.5)}}, "no such model"),
         ({"stages": {"embed": stage(EMBED_DEPTH, 0.5)}}, "needed"),
+        ({"direction": (1.0,)}, "belongs"),
+        ({"stages": LEANING_STAGES}, "belongs"),
+        ({"stages": LEANING_STAGES, "direction": (1.0, 2.0)}, "2 dimensions"),
     ],
 )
 def test_a_calibration_of_something_else_is_refused(

@@ -81,8 +81,8 @@ def test_held_out_probabilities_never_saw_their_own_fold(data: tuple) -> None:
     """Flipping the labels of one fold changes what is said of the others, and nothing of the fold itself."""
     columns, y, w = data
     folds = np.arange(300) % 5
-    _, before = held_out("platt", FEATURES, columns, y, w, folds)
-    _, after = held_out("platt", FEATURES, columns, np.where(folds == 2, ~y, y), w, folds)
+    _, before = held_out("platt", FEATURES, lambda _: columns, y, w, folds)
+    _, after = held_out("platt", FEATURES, lambda _: columns, np.where(folds == 2, ~y, y), w, folds)
     assert (before[folds == 2] == after[folds == 2]).all()
     assert not np.isclose(before[folds != 2], after[folds != 2]).all()
 

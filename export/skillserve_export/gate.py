@@ -28,7 +28,7 @@ from skillserve.settings import ClientSettings, ExportSettings
 from skillserve.tensors import MODEL_NAMES, Precision
 from skillserve_export.families import family_of
 from skillserve_export.gate_report import REPORT_FILE, write_report
-from skillserve_export.gate_requests import GateRequests, load_requests
+from skillserve_export.gate_requests import GateRequests, embedder_folder, load_requests
 from skillserve_export.graph import export_stock
 from skillserve_export.late_stock import open_stock
 from skillserve_export.parity import TOP_K, Check, where_overflows
@@ -63,6 +63,11 @@ class RankGate:
     def __post_init__(self) -> None:
         require_writable((self.report or self._reports) / REPORT_FILE, option="--report")
 
+    def require(self, card: ModelCard, precision: Precision) -> None:
+        """Refuse, before any work, what the gate will not be able to judge; UsageError."""
+        if judged_data(self.data, precision) and self.run is None and card.role == "reranker":
+            embedder_folder(self.settings)
+
     @property
     def _reports(self) -> Path:
         return self.settings.repository.absolute().parent / "reports"
@@ -95,7 +100,7 @@ def judged_data(data: Path | None, precision: Precision) -> Path | None:
         f"rank gate of precision `{precision}`",
         got=f"no --data, and no `{SAMPLE}` here",
         wanted="judged requests: what rounding costs is seen in their rankings",
-        fix="Name them: --data FOLDER, in SkillRet's layout.",
+        fix="Run it again with --data FOLDER, in SkillRet's layout: your requests, or `examples/sample` of a clone.",
     )
 
 
@@ -127,6 +132,7 @@ def judge_server(weights: Path, client: ClientSettings, gate: RankGate, *, advan
     """Compare what a running server answers with its weights; a server of another digest is a RepositoryError."""
     card = read_card(weights, verify_weights=True)
     with open_server(card, client) as server, tempfile.TemporaryDirectory(prefix="skillserve-gate-") as scratch:
+        gate.require(card, server.precision)
         advance("exporting the reference")
         reference = Path(scratch) / "stock.onnx"
         export_stock(family_of(card).load(weights, card), card, reference)

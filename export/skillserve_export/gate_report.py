@@ -112,8 +112,11 @@ def _page(verdict: Verdict, report: Mapping[str, Any]) -> str:
     lines += [
         "| | |",
         "|---|---|",
-        *(f"| candidate: {name} | {value} |" for name, value in report["candidate"].items()),
-        *(f"| reference: {name} | {value} |" for name, value in report["reference"].items()),
+        *(
+            f"| {who}: {name.replace('_', ' ')} | {value} |"
+            for who in ("candidate", "reference")
+            for name, value in report[who].items()
+        ),
         f"| requests | {asked['num_requests']:,} of {asked['source']}, digest {(asked['digest'] or 'none')[:12]} |",
         f"| ranked among | {asked['num_skills']:,} skills; {pool} |",
         "",

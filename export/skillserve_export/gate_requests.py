@@ -31,7 +31,7 @@ from skillserve_export.opened import open_recorded
 from skillserve_export.record import EXPORT_FILE, read_record
 from skillserve_export.sample import load_sample, spread
 
-__all__ = ["GateRequests", "Pool", "Pools", "load_requests"]
+__all__ = ["GateRequests", "Pool", "Pools", "embedder_folder", "load_requests"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -115,6 +115,20 @@ def load_requests(
     return _rerankings(card, tokenizer, collection, f"{data}, test", first, source)
 
 
+def embedder_folder(settings: ExportSettings) -> Path:
+    """The embedder of the repository, which nominates what a reranker orders where no run does; UsageError if none."""
+    folder = settings.repository / MODEL_NAMES["embedder"]
+    if not (folder / EXPORT_FILE).is_file():
+        raise UsageError(
+            "rank gate of a reranker",
+            got=f"no --run, and no embedder in `{settings.repository}`",
+            wanted="candidates to order",
+            fix=f"Export the embedder first: skillserve export EMBEDDER --repository {settings.repository}; "
+            "or name a run: --run FILE",
+        )
+    return folder
+
+
 def _limited(collection: Collection, count: int) -> Collection:
     queries = sorted(collection.queries, key=lambda query: query.id)
     kept = spread(queries, count) if 0 < count < len(queries) else queries
@@ -176,14 +190,7 @@ def _first_stage(collection: Collection, settings: ExportSettings, run: Path | N
                 fix="Make a run of all of them: skillserve evaluate SYSTEM --data FOLDER --run-out FOLDER",
             )
         return found, f"the first {depth} of `{run}`"
-    folder = settings.repository / MODEL_NAMES["embedder"]
-    if not (folder / EXPORT_FILE).is_file():
-        raise UsageError(
-            "rank gate of a reranker",
-            got=f"no --run, and no embedder in `{settings.repository}`",
-            wanted="candidates to order",
-            fix="Export the embedder first, or name a run: --run FILE",
-        )
+    folder = embedder_folder(settings)
     card, record = read_card(folder), read_record(folder)
     requests = _searches(card, Tokenizer.from_file(str(folder / "tokenizer.json")), collection, "")
     rows = open_recorded(record, folder, card, settings).score(requests.sequences)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from safetensors import safe_open
 
 from skillserve.card import ModelCard
+from skillserve.pairs import Remembered
 from skillserve.tensors import ATTENTION_MASK, INPUT_IDS, Ids
 from skillserve_export.stock import Rows, StockGraph
 
@@ -40,21 +41,18 @@ class LateStock(StockGraph):
         self.window, self.scale = int(facts["window"]), float(facts["scale"])
         with safe_open(weights / "model.safetensors", framework="pt") as tensors:
             self.weights_V: Floats = tensors.get_tensor("token_weights").double().numpy()
+        self._read: Remembered[npt.NDArray[np.float32]] = Remembered()
 
     def _run_batch(self, sequences: Sequence[Ids], tokens: Sequence[int]) -> Rows:
         [opening] = tokens
-        known: dict[bytes, Floats] = {}
-        return np.array([self._score(sequence, opening, known) for sequence in sequences], np.float32)
+        return np.array([self._score(sequence, opening) for sequence in sequences], np.float32)
 
-    def _score(self, pair: Ids, opening: int, known: dict[bytes, Floats]) -> float:
+    def _score(self, pair: Ids, opening: int) -> float:
         cuts = np.flatnonzero(pair == opening)
         if len(cuts) < 2 or cuts[0] != 0:
             return float("nan")
         request, skill = pair[: cuts[1]], pair[cuts[1] :]
-        for text in (request, skill):
-            if text.tobytes() not in known:
-                known[text.tobytes()] = self._states(text)
-        asks_QH, offers_KH = known[request.tobytes()], known[skill.tobytes()]
+        asks_QH, offers_KH = self._unit_states(request), self._unit_states(skill)
         offers_KH = offers_KH[self.weights_V[skill] > 0]
         nearest_Q = (asks_QH @ offers_KH.T).max(axis=1) if len(offers_KH) else np.full(len(request), -1.0)
         weight_Q = self.weights_V[request]
@@ -66,8 +64,15 @@ class LateStock(StockGraph):
             means.append(float(weight_Q[stretch] @ nearest_Q[stretch] / weight) if weight > 0 else 0.0)
         return self.scale * max(means)
 
-    def _states(self, text: Ids) -> Floats:
-        """States `[length, H]` of length 1, of a text that is read alone."""
+    def _unit_states(self, text: Ids) -> Floats:
+        """States `[length, H]` of length 1, of a text that is read alone, and once."""
+        [states_LH] = self._read.recall([text.tobytes()], lambda _: [self._states(text)])
+        states = states_LH.astype(np.float64)
+        unit: Floats = states / np.linalg.norm(states, axis=1, keepdims=True)
+        return unit
+
+    def _states(self, text: Ids) -> npt.NDArray[np.float32]:
+        """As they come out of the encoder."""
         ids = text[None].astype(np.int64)
         known: dict[str, npt.NDArray[Any]] = {
             INPUT_IDS: ids,
@@ -76,6 +81,4 @@ class LateStock(StockGraph):
         }
         wanted = [put.name for put in self.session.get_inputs()]
         [hidden] = self.session.run(None, {name: known[name] for name in wanted})
-        states = np.asarray(hidden[0], np.float64)
-        unit: Floats = states / np.linalg.norm(states, axis=1, keepdims=True)
-        return unit
+        return np.asarray(hidden[0], np.float32)

@@ -43,7 +43,7 @@ from skillserve.tensors import (
 from skillserve_export.config import WARMUP_FOLDER, Stamp, model_config, to_pbtxt
 from skillserve_export.families import family_of
 from skillserve_export.files import move_graph
-from skillserve_export.gate import RankGate, judged_data
+from skillserve_export.gate import RankGate
 from skillserve_export.graph import export_packed, export_padded, export_stock
 from skillserve_export.late_stock import open_stock
 from skillserve_export.opened import GRAPHS, check_servable, open_recorded
@@ -109,9 +109,10 @@ def export_model(
     precision = settings.precision
     require_tensorrt(settings, layout)
     require_runnable(precision, settings.device)
-    gate = _required(gate, settings, data, precision)
     card = read_card(weights, verify_weights=True)
+    gate = _required(gate, settings, data, card, precision)
     profiles = profiles_for(card, weights, settings, data)
+    sample = load_sample(card, weights, data)
     with tempfile.TemporaryDirectory(prefix="skillserve-export-") as scratch_name:
         scratch = Path(scratch_name)
         model = family_of(card).load(weights, card)
@@ -124,7 +125,6 @@ def export_model(
         advance("exporting the reference")
         export_stock(model, card, scratch / "stock.onnx")
         advance("checking parity")
-        sample = load_sample(card, weights, data)
         graph = GRAPHS[layout](scratch / GRAPH_FILE, settings.device)
         stock = open_stock(scratch / "stock.onnx", card, weights)
         checks = check_parity(graph, stock, card, sample, lambda: advance("checking parity"), precision=precision)
@@ -176,13 +176,13 @@ def verify_model(
             wanted=f"one of {card.short_digest}, the weights in `{weights}`",
             fix=f"Export them: skillserve export {weights} --repository {settings.repository}",
         )
-    gate = _required(gate, settings, data, record.precision)
+    gate = _required(gate, settings, data, card, record.precision)
+    sample = load_sample(card, weights, data)
     with tempfile.TemporaryDirectory(prefix="skillserve-verify-") as scratch_name:
         reference = Path(scratch_name) / "stock.onnx"
         advance("exporting the reference")
         export_stock(family_of(card).load(weights, card), card, reference)
         advance("checking parity")
-        sample = load_sample(card, weights, data)
         candidate = open_recorded(record, folder, card, settings)
         stock = open_stock(reference, card, weights)
         checks = check_parity(
@@ -209,13 +209,14 @@ def _export_graph(
 
 
 def _required(
-    gate: RankGate | None, settings: ExportSettings, data: Path | None, precision: Precision
+    gate: RankGate | None, settings: ExportSettings, data: Path | None, card: ModelCard, precision: Precision
 ) -> RankGate | None:
-    """The gate that was asked for, or the one that a precision has to pass unasked."""
-    if precision == "fp32":
-        return gate
-    judged_data(data, precision)
-    return gate or RankGate(settings=settings, data=data)
+    """The gate that was asked for, or the one that a precision has to pass unasked; UsageError if it cannot judge."""
+    if gate is None and precision != "fp32":
+        gate = RankGate(settings=settings, data=data)
+    if gate is not None:
+        gate.require(card, precision)
+    return gate
 
 
 def _advice(precision: Precision) -> str:

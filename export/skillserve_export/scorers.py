@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from skillserve.card import ModelCard
+from skillserve.pairs import reading_order
 from skillserve.scoring import Progress, Rows
 from skillserve.tensors import Ids, Precision, token_budget_batches
 from skillserve_export.device import runtime
@@ -46,7 +48,9 @@ class GraphScorer:
 
     def score(self, sequences: Sequence[Ids], *, progress: Progress | None = None) -> Rows:
         """Rows in the order of the sequences."""
-        return _in_batches(self.graph.run, sequences, progress)
+        # Packed graphs drop a request that comes again in the next pair; padded ones fill up to the longest.
+        key = reading_order(self.card.score_kind) if self.layout == "packed" else len
+        return _in_batches(self.graph.run, sequences, progress, key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,15 +74,20 @@ class StockScorer:
 
     def score(self, sequences: Sequence[Ids], *, progress: Progress | None = None) -> Rows:
         """Rows in the order of the sequences."""
-        return _in_batches(lambda batch: self.graph.run(batch, self.tokens), sequences, progress)
+        key = reading_order(self.graph.card.score_kind)
+        return _in_batches(lambda batch: self.graph.run(batch, self.tokens), sequences, progress, key)
 
 
-def _in_batches(run: Callable[[Sequence[Ids]], Rows], sequences: Sequence[Ids], progress: Progress | None) -> Rows:
-    """Run in order of length, so that little is padded where the layout pads; rows come home to their places."""
-    lens = [len(sequence) for sequence in sequences]
-    order = np.argsort(lens, kind="stable")
+def _in_batches(
+    run: Callable[[Sequence[Ids]], Rows],
+    sequences: Sequence[Ids],
+    progress: Progress | None,
+    key: Callable[[Ids], Any],
+) -> Rows:
+    """Run in the order of a key, neighbours together; rows come home to their places."""
+    order = sorted(range(len(sequences)), key=lambda i: key(sequences[i]))
     parts = []
-    for cut in token_budget_batches([lens[i] for i in order], max_tokens=_BATCH_TOKENS):
+    for cut in token_budget_batches([len(sequences[i]) for i in order], max_tokens=_BATCH_TOKENS):
         parts.append(run([sequences[i] for i in order[cut]]))
         if progress:
             progress(len(parts[-1]))

@@ -48,7 +48,7 @@ def profiles_for(card: ModelCard, weights: Path, settings: ExportSettings, data:
             f"runtime `{settings.runtime}`",
             got=f"no --data, and no `{SAMPLE}` here",
             wanted="requests and skills, whose lengths TensorRT is tuned for",
-            fix="Name them: --data FOLDER, in SkillRet's layout.",
+            fix="Run it again with --data FOLDER, in SkillRet's layout.",
         )
     source = data or SAMPLE
     return plan_profiles(

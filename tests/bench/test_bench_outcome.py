@@ -107,13 +107,24 @@ def test_a_fast_graph_that_ranks_worse_does_not_meet_the_goal() -> None:
 
 
 def test_every_absent_contender_stands_in_the_report() -> None:
-    found = outcome(FP32, absent={"Triton fp32": "no binary", PEER_NAMES["onnx"]: "not installed"})
+    reasons = {"Triton fp32": "no binary", PEER_NAMES["onnx"]: "not installed", "torch int8": "no kernel"}
+    found = outcome(FP32, absent=reasons)
     tables = {table.title: table for table in outcome_tables(found, {})}
     assert [list(row) for row in tables["Embedding: not measured"].rows] == [
         ["Triton fp32", "no binary"],
         [PEER_NAMES["onnx"], "not installed"],
+        ["PyTorch, int8", "no kernel"],
     ]
     assert outcome_figures(found, {})["absent"] == found.absent
+
+
+def test_kernels_have_the_names_of_their_runtimes_in_tables_and_of_their_packages_in_figures() -> None:
+    found = outcome(FP32)
+    tables = {table.title: table for table in outcome_tables(found, {})}
+    kernels = tables["Embedding: what this machine multiplies, at the model's shapes"]
+    assert [row[0] for row in kernels.rows] == ["ONNX Runtime, fp32", "PyTorch, fp32", "ONNX Runtime, int8"]
+    assert [row[2] for row in kernels.rows] == ["the limit", "", "the limit"]
+    assert list(outcome_figures(found, {})["gemm_gflop_per_s"]) == list(found.rates)
 
 
 def test_cosines_find_a_neighbours_row_and_correlations_a_swapped_score() -> None:

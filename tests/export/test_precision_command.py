@@ -174,15 +174,45 @@ def test_an_unknown_precision_is_refused(tiny_embedder: Path, capsys: pytest.Cap
     assert "int8" in told
 
 
+@pytest.mark.parametrize("weights", ["tiny_embedder", "tiny_reranker"])
 def test_without_judged_requests_no_precision_is_judged(
-    tiny_embedder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    weights: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
-    """Outside of a clone there is no sample to fall back on."""
+    """Outside of a clone there is no sample to fall back on; it is told before anything is exported."""
     monkeypatch.chdir(tmp_path)
-    code, told = _run(capsys, "export", tiny_embedder, "--precision", "int8")
+    monkeypatch.setattr(repository, "export_packed", _never)
+    code, told = _run(capsys, "export", request.getfixturevalue(weights), "--precision", "int8")
     assert code == 2
-    assert "--data" in str(told["fix"])
+    assert "Run it again with --data FOLDER" in str(told["fix"])
     assert not (tmp_path / "models").exists()
+
+
+def test_a_reranker_without_candidates_and_data_that_is_not_there_are_told_before_any_work(
+    tiny_reranker: Path,
+    sample_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repository, "export_packed", _never)
+    asked = [tiny_reranker, "--repository", tmp_path / "models"]
+    for more in (["--precision", "int8"], ["--gate"]):
+        code, told = _run(capsys, "export", *asked, *more, "--data", sample_data)
+        assert code == 2
+        assert "no embedder in" in str(told["got"])
+        assert f"skillserve export EMBEDDER --repository {tmp_path / 'models'}" in str(told["fix"])
+        assert "--run FILE" in str(told["fix"])
+    code, told = _run(capsys, "export", *asked, "--data", tmp_path / "nowhere")
+    assert code == 2
+    assert told["subject"] == f"data folder `{tmp_path / 'nowhere'}`"
+
+
+def _never(*_: object) -> None:
+    pytest.fail("a graph was exported")
 
 
 def test_inside_a_clone_the_sample_is_asked(

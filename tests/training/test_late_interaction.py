@@ -18,7 +18,6 @@ from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
 from skillserve_training import draft_card, forward, read_training_data, resolve_base, train_embedder, train_reranker
 from skillserve_training.families import family_in, family_of
-from skillserve_training.families import late as families_late
 from skillserve_training.families.late import LateBertModel, best_stretch, rarity
 from skillserve_training.forward import score_all
 from skillserve_training.weights import open_reranker, reranker_tokens, score_tokens
@@ -137,7 +136,7 @@ def test_a_pass_holds_the_skills_of_few_requests(
 
 
 def test_what_was_read_is_remembered_within_a_block_and_forgotten_behind_it(
-    late: LateBertModel, tiny_embedder: Path, monkeypatch: pytest.MonkeyPatch
+    late: LateBertModel, tiny_embedder: Path
 ) -> None:
     pairs, tokens = pairs_of(tiny_embedder, 12), score_tokens(tiny_embedder, late=True)
     whole = score_all(late, pairs, tokens, "float32")
@@ -148,7 +147,8 @@ def test_what_was_read_is_remembered_within_a_block_and_forgotten_behind_it(
             found = score_all(late, part, tokens, "float32")
             torch.testing.assert_close(found, whole[: len(part)], atol=SAME_SCORE, rtol=0)
         assert rows == [3, 6, 6]
-        monkeypatch.setattr(families_late, "_MOST_BYTES", 0)
+        assert late.remembered is not None
+        late.remembered.most_bytes = 0
         score_all(late, pairs, tokens, "float32")
         assert rows[3:] == [3, 12]
     score_all(late, pairs, tokens, "float32")

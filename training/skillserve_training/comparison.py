@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from skillserve.pairs import reading_order
 from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids
 from skillserve_training.families import family_of
@@ -38,7 +39,7 @@ class RerankerTrainee(Trainee):
     def forward(self, pairs: Sequence[Ids]) -> Tensor:
         """Scores in the given order."""
         with autocast(self._precision, self.pretrained.device):
-            key = family_of(self.pretrained).order_of_pairs(self._tokens)
+            key = reading_order(family_of(self.pretrained).score_kind)
             return grouped(pairs, lambda each: score(self.pretrained, each, self._tokens), self.pretrained.device, key)
 
     def new_head(self) -> Sequence[nn.Module]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from skillserve.card import ModelCard
 from skillserve.console import Bar
+from skillserve.pairs import reading_order
 from skillserve.tensors import Ids, token_budget_batches
 from skillserve_training.families import family_of
 from skillserve_training.precision import Precision
@@ -69,7 +70,7 @@ def score_all(
     bar: Bar | None = None,
 ) -> Tensor:
     """Logits of any number of pairs, `[N]` float32, without gradients; `bar` counts them."""
-    key = family_of(model).order_of_pairs(tokens)
+    key = reading_order(family_of(model).score_kind)
     return _in_batches(pairs, lambda batch: score(model, batch, tokens), model, precision, bar, key)
 
 

@@ -102,7 +102,8 @@ class _Field:
     ) -> tuple[Outcome, dict[str, Operators]]:
         """One workload: everybody, in turns."""
         parts = workload.parts(self.settings.rounds)
-        lens = [[len(sequence) for sequence in part.tokenised()] for part in parts]
+        tokenised = [part.tokenised() for part in parts]
+        lens = [[len(sequence) for sequence in sequences] for sequences in tokenised]
         first = parts[0]
         trial = workload.part(first.places[: max(_TRIAL // first.num_together, 1) * first.num_together])
         peers, absent = open_peers(openers(graphs.role, weights, graphs.card), trial)
@@ -125,13 +126,13 @@ class _Field:
             role=graphs.role,
             lines=lines,
             absent={**graphs.absent, **absent, **self.servers.absent},
-            flops=None if shapes is None else [shapes.flops(each) for each in lens],
+            flops=None if shapes is None else [shapes.flops(each) for each in tokenised],
             rates=rates,
             num_sequences=workload.size,
             mean_tokens=float(np.mean([length for each in lens for length in each])),
             reference_ndcg=workload.ndcg(reference),
         )
-        return outcome, profile(graphs, first.tokenised(), max_tokens=self.max_tokens)
+        return outcome, profile(graphs, tokenised[0], max_tokens=self.max_tokens)
 
     def _in_turns(
         self, contenders: Sequence[Contender], kernels: Sequence[Gemm], parts: Sequence[Part], trial: Part

@@ -1,4 +1,4 @@
-"""How many floating-point operations a model's matrix products take, from its shapes and the real token lengths.
+"""How many floating-point operations a model's matrix products take, from its shapes and the real tokens.
 
 Shape legend: H hidden size, I intermediate size, N heads, K key heads, D head dimension, L tokens of a sequence.
 
@@ -12,22 +12,30 @@ and attention takes 4·N·D for each pair of a query and a key that it may see: 
 sequence has L² pairs, or those inside a window, or those on and below the diagonal. A reranker's head adds a little
 for each sequence. Kaplan et al. (arXiv 2001.08361, table 1) count the same way. Lookups, norms, softmax and
 activations are not counted: they are work, but no matrix products. Padding is never counted.
+
+Late interaction (late-bert) reads either side of a pair as BERT reads a sequence, a request once for candidates that
+follow one another, and takes 2·H for each pair of a token of the request and one of the skill.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from skillserve.errors import CardError
-from skillserve.tensors import Role
+from skillserve.pairs import sides
+from skillserve.tensors import Ids, Role
 
 __all__ = ["Flops", "Product", "Shapes", "read_shapes"]
+
+Lens = npt.NDArray[np.int64]
+"""Tokens of each text, `[S]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,7 @@ class Flops:
 
     linear: float
     attention: float
+    """Products of states with states; comparing the sides of a pair is one, too."""
 
     @property
     def total(self) -> float:
@@ -64,15 +73,17 @@ class Shapes:
     """N·D: all query heads together."""
     reaches: tuple[tuple[int | None, int | None], ...]
     """For each layer how many tokens before and after itself a token sees; None: all."""
+    compared_dim: int = 0
+    """H of a model that reads the sides of a pair apart and compares their tokens; 0: a pair is one text."""
 
-    def flops(self, lens: Sequence[int]) -> Flops:
-        """Operations of sequences of these lengths."""
-        lens_S = np.asarray(lens, np.int64)
+    def flops(self, sequences: Sequence[Ids]) -> Flops:
+        """Operations of sequences in this order."""
+        lens_S, num_compared = _texts(sequences) if self.compared_dim else (_lens(sequences), 0)
         per_token = sum(2 * each.num_inputs * each.num_outputs * each.num for each in self.products)
         pairs = sum(float(_pairs(lens_S, *reach).sum()) for reach in self.reaches)
         return Flops(
             linear=float(per_token * int(lens_S.sum()) + self.head_flops * len(lens_S)),
-            attention=4.0 * self.heads_dim * pairs,
+            attention=4.0 * self.heads_dim * pairs + 2.0 * self.compared_dim * num_compared,
         )
 
 
@@ -92,7 +103,25 @@ def read_shapes(weights: Path, role: Role) -> Shapes | None:
         ) from error
 
 
-def _pairs(lens_S: np.ndarray[Any, np.dtype[np.int64]], before: int | None, after: int | None) -> Any:  # noqa: ANN401 -- as numpy's arithmetic gives it
+def _lens(texts: Sequence[Ids]) -> Lens:
+    return np.array([len(text) for text in texts], np.int64)
+
+
+def _texts(pairs: Sequence[Ids]) -> tuple[Lens, int]:
+    """Lengths of the texts that are read, none twice in a row, and how many pairs of tokens are compared."""
+    texts: list[Ids] = []
+    num_compared = 0
+    before: Ids | None = None
+    for request, skill in map(sides, pairs):
+        if before is None or not np.array_equal(request, before):
+            texts.append(request)
+        texts.append(skill)
+        num_compared += len(request) * len(skill)
+        before = request
+    return _lens(texts), num_compared
+
+
+def _pairs(lens_S: Lens, before: int | None, after: int | None) -> Any:  # noqa: ANN401 -- as numpy's arithmetic gives it
     """Pairs of query and visible key in each sequence: all L², less the two triangles out of reach."""
     unseen = [np.maximum(lens_S - 1 - reach, 0) for reach in (before, after) if reach is not None]
     return lens_S**2 - sum(width * (width + 1) // 2 for width in unseen)
@@ -110,6 +139,10 @@ def _bert(config: Mapping[str, Any], role: Role) -> Shapes:
         heads_dim=hidden,
         reaches=((None, None),) * layers,
     )
+
+
+def _late_bert(config: Mapping[str, Any], role: Role) -> Shapes:  # noqa: ARG001 -- rerankers only, without a head
+    return replace(_bert(config, "embedder"), compared_dim=config["hidden_size"])
 
 
 def _modernbert(config: Mapping[str, Any], role: Role) -> Shapes:
@@ -156,6 +189,7 @@ def _dense_and_logit(hidden: int, role: Role) -> float:
 
 _FAMILIES: dict[str, Callable[[Mapping[str, Any], Role], Shapes]] = {
     "bert": _bert,
+    "late-bert": _late_bert,
     "xlm-roberta": _bert,
     "modernbert": _modernbert,
     "qwen3": _qwen3,

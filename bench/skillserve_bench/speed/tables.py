@@ -16,6 +16,9 @@ __all__ = ["TITLES", "outcome_figures", "outcome_tables"]
 
 TITLES = {"embedder": "Embedding", "reranker": "Reranking"}
 
+_RUNTIMES = {"onnxruntime": "ONNX Runtime", "torch": "PyTorch"}
+"""As people call them; figures keep the names of the packages."""
+
 _MOST_KINDS = 7
 """Operators that have a column of their own; a page is not wider."""
 
@@ -92,14 +95,17 @@ def _kernels(title: str, outcome: Outcome) -> Table:
         title=f"{title}: what this machine multiplies, at the model's shapes",
         columns=["kernels", "GFLOP/s, median (min to max)", ""],
         rows=[
-            [name, _giga(rates).text(0), "the limit" if name in used else ""] for name, rates in outcome.rates.items()
+            [_shown(name), _giga(rates).text(0), "the limit" if name in used else ""]
+            for name, rates in outcome.rates.items()
         ],
     )
 
 
 def _absent(title: str, outcome: Outcome) -> Table:
     return Table(
-        title=f"{title}: not measured", columns=["", "reason"], rows=[list(each) for each in outcome.absent.items()]
+        title=f"{title}: not measured",
+        columns=["", "reason"],
+        rows=[[_shown(name), reason] for name, reason in outcome.absent.items()],
     )
 
 
@@ -157,6 +163,12 @@ def _giga(rates: Any) -> Spread:  # noqa: ANN401 -- a sequence of rates
 
 def _precision(name: str) -> Any:  # noqa: ANN401 -- one of Precision, the last word of a kernel's name
     return name.rpartition(" ")[2]
+
+
+def _shown(name: str) -> str:
+    """Kernels by their runtime's own name; whatever else there is, as it is called."""
+    runtime, _, precision = name.rpartition(" ")
+    return f"{_RUNTIMES[runtime]}, {precision}" if runtime in _RUNTIMES else name
 
 
 def _text(spread: Spread | None, digits: int) -> str:

@@ -7,10 +7,10 @@ Legend: B sequences, L longest of them, H hidden size, D embedding dimension. Se
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -73,10 +73,6 @@ class Family(ABC):
     @abstractmethod
     def score(self, model: PreTrainedModel, ids: Tensor, mask: Tensor, tokens: tuple[int, ...]) -> Tensor:
         """Relevance logits `[B]` float32 of framed pairs; `tokens` are those of `score_tokens`."""
-
-    def order_of_pairs(self, tokens: tuple[int, ...]) -> Callable[[Ids], Any]:  # noqa: ARG002
-        """The key that brings pairs together which are read best in one pass: here by length, so little is padded."""
-        return len
 
     def remembering(self, model: PreTrainedModel) -> AbstractContextManager[object]:  # noqa: ARG002
         """Within it, scoring may keep what it has read of a text for the next pair with it; here it keeps nothing."""

@@ -24,15 +24,13 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BertConfig, BertModel, BertPreTrainedModel
 
+from skillserve.pairs import Remembered
 from skillserve.tensors import Ids
 
 __all__ = ["LateBertConfig", "LateBertModel", "best_stretch", "rarity"]
 
 _LEAST_WEIGHT = 0.05
 """Of a token that stands in every skill."""
-
-_MOST_BYTES = 2 << 30
-"""Of remembered states; when there are more, all are forgotten."""
 
 _LEAST_MEAN = 1e-6
 """What a stretch without any weight is divided by."""
@@ -59,7 +57,7 @@ class LateBertModel(BertPreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
         self.token_weights = nn.Parameter(torch.ones(config.vocab_size), requires_grad=False)
-        self.remembered: dict[bytes, Tensor] | None = None
+        self.remembered: Remembered[Tensor] | None = None
         """Unit states of texts that were read, `[length, H]`; None: every text is read anew."""
         self.post_init()
 
@@ -86,17 +84,16 @@ class LateBertModel(BertPreTrainedModel):  # type: ignore[misc]
         hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         return functional.normalize(hidden, dim=-1)
 
-    def _recalled(self, texts: Sequence[Tensor], remembered: dict[bytes, Tensor]) -> Tensor:
+    def _recalled(self, texts: Sequence[Tensor], remembered: Remembered[Tensor]) -> Tensor:
         """States of texts, of which only those are read that were not read before."""
+
+        def read(places: list[int]) -> list[Tensor]:
+            new = [texts[place] for place in places]
+            states = self._states(*_padded(new))
+            return [rows[: len(text)].clone() for text, rows in zip(new, states, strict=True)]
+
         keys = [text.cpu().numpy().tobytes() for text in texts]
-        if sum(states.nbytes for states in remembered.values()) > _MOST_BYTES:
-            remembered.clear()
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in remembered}
-        if new:
-            states = self._states(*_padded(list(new.values())))
-            read = zip(new.items(), states, strict=True)
-            remembered.update({key: rows[: len(text)].clone() for (key, text), rows in read})
-        return pad_sequence([remembered[key] for key in keys], batch_first=True)
+        return pad_sequence(remembered.recall(keys, read), batch_first=True)
 
 
 def _padded(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from skillserve.card import ScoreKind
 from skillserve.errors import ConfigError
+from skillserve.pairs import Remembered
 from skillserve.settings import TrainSettings
 from skillserve.tensors import Ids, Role
 from skillserve.text import BERT_LATE_FRAME, BERT_SINGLE_FRAME
@@ -63,19 +64,10 @@ class LateBert(Bert):
         scores: Tensor = model(requests, skills)
         return scores
 
-    def order_of_pairs(self, tokens: tuple[int, ...]) -> Callable[[Ids], Any]:
-        """Pairs of one request together: a pass reads it once."""
-        opening, _ = tokens
-
-        def request_then_length(pair: Ids) -> tuple[bytes, int]:
-            return pair[: int((pair == opening).nonzero()[0][1])].tobytes(), len(pair)
-
-        return request_then_length
-
     @contextmanager
     def remembering(self, model: PreTrainedModel) -> Iterator[None]:
         """States of texts stay for as long as no weight changes and no gradient is wanted."""
-        model.remembered = {}
+        model.remembered = Remembered()
         try:
             yield
         finally:

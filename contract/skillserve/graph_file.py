@@ -43,11 +43,11 @@ CONTRIBUTED: dict[Precision, frozenset[str]] = {
     "fp32": frozenset(),
     "bf16": frozenset(),
     "fp16": frozenset(),
-    "int8": frozenset(),
+    "int8": frozenset({"FusedMatMul", "MatMulIntegerToFloat"}),
     "w8": frozenset({"MatMulNBits"}),
     "w4": frozenset({"MatMulNBits"}),
 }
-"""Those of them that the export may write: only where no standard operator does it."""
+"""Those of them that the export may write: where no standard operator does it, or several do it more slowly."""
 KNOWN_CONTRIBUTED = frozenset().union(*CONTRIBUTED.values())
 """Those that a server may load."""
 

@@ -1,13 +1,15 @@
-"""W8A8: whole numbers multiplied with whole numbers, in standard operators.
+"""W8A8: whole numbers multiplied with whole numbers.
 
     s_t  = max_k |x_tk · f_k| / 127         one scale a token
     a_tk = round(x_tk · f_k / s_t) + 128    uint8, 128 is zero
     w_kn = round(W_kn / f_k / c_n)          int8, one scale an output channel
-    y_tn = s_t · c_n · Σ_k (a_tk - 128) · w_kn + b_n
+    y_tn = s_t · (c_n · Σ_k (a_tk - 128) · w_kn) + b_n     the bracket is MatMulIntegerToFloat, ONNX Runtime's own
 
 The scale of a token comes from that token alone, so a text has the same vector in whatever company it is computed;
 ONNX Runtime's own dynamic quantisation takes one scale for the whole batch. The factors f even out the channels
-(`scales.smoothing`). Layers that read the same activations (query, key, value; gate and up) share their quantisation.
+(`scales.smoothing`). The product scales its sums while they are in the processor's cache; standard operators would
+write them as whole numbers and walk over them twice more. Its own scale of tokens is one for the whole batch, so that
+stays 1. Layers that read the same activations (query, key, value; gate and up) share their quantisation.
 
 Shape legend: T tokens, K input features, N output features, V words, H hidden size.
 """
@@ -21,13 +23,14 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from skillserve.graph_file import CONTRIB_DOMAIN
 from skillserve_export.precision.linear import Linear, add_constant, replace_nodes
 from skillserve_export.precision.scales import LEVELS, TINY, WEIGHT_BITS, quantised_weights
 
 __all__ = ["grouped", "quantise_layers", "quantise_words"]
 
 _ZERO = 128
-_FLAT, _FLOOR, _STEP, _ZERO_POINT = "int8/flat", "int8/floor", "int8/step", "int8/zero"
+_FLAT, _FLOOR, _STEP, _ZERO_POINT, _ONE = "int8/flat", "int8/floor", "int8/step", "int8/zero", "int8/one"
 
 
 def quantise_layers(
@@ -43,6 +46,8 @@ def quantise_layers(
     add_constant(model, _FLOOR, np.asarray(TINY))
     add_constant(model, _STEP, np.asarray(np.float32(1 / LEVELS)))
     add_constant(model, _ZERO_POINT, np.asarray(np.uint8(_ZERO)))
+    add_constant(model, _ONE, np.asarray(np.float32(1)))
+    model.opset_import.append(helper.make_opsetid(CONTRIB_DOMAIN, 1))
     replaced: dict[str, list[NodeProto]] = {}
     for x, readers in grouped(layers).items():
         factor_K = factors.get(x)
@@ -114,12 +119,16 @@ def _product(
     weight = add_constant(model, f"{y}/weight", integers_KN)
     scale = add_constant(model, f"{y}/scale", scale_N)
     nodes = [
-        node("MatMulInteger", [f"{x}/rows", weight, _ZERO_POINT], [f"{y}/sum"], name=layer.node.name),
-        node("Cast", [f"{y}/sum"], [f"{y}/float"], to=TensorProto.FLOAT),
-        node("Mul", [f"{y}/float", f"{x}/scale"], [f"{y}/by_token"]),
-        node("Mul", [f"{y}/by_token", scale], [f"{y}/by_channel"]),
+        node(
+            "MatMulIntegerToFloat",
+            [f"{x}/rows", weight, _ONE, scale, _ZERO_POINT],
+            [f"{y}/by_channel"],
+            name=layer.node.name,
+            domain=CONTRIB_DOMAIN,
+        ),
+        node("Mul", [f"{y}/by_channel", f"{x}/scale"], [f"{y}/by_token"]),
     ]
-    last = f"{y}/by_channel"
+    last = f"{y}/by_token"
     if layer.bias:
         nodes.append(node("Add", [last, layer.bias], [f"{y}/sum_and_bias"]))
         last = f"{y}/sum_and_bias"

@@ -23,6 +23,7 @@ from skillserve_export.precision.int8 import grouped, quantise_layers, quantise_
 from skillserve_export.precision.linear import Linear, linear_layers, norm_results, word_lookups
 from skillserve_export.precision.scales import WEIGHT_BITS, smoothing
 from skillserve_export.precision.stored import store
+from skillserve_export.precision.transposed import fuse_transposed
 
 __all__ = ["lower"]
 
@@ -65,6 +66,7 @@ def lower(
             ranks = {name: rows.ndim for name, rows in seen.items()}
             quantise_layers(model, layers, _factors(model, layers, seen), ranks, bits=bits)
             quantise_words(model, lookups)
+            fuse_transposed(model)
         case "w8" | "w4":
             store(model, layers, precision)
             quantise_words(model, lookups)

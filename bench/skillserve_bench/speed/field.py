@@ -112,7 +112,8 @@ class Servers:
             try:
                 self.running[precision] = stack.enter_context(started_server(folder))
             except (ServerStartError, MissingExtraError) as error:
-                self.absent[f"Triton {precision}"] = str(error)
+                # What else it says are lines of a log, which no cell of a table holds.
+                self.absent[f"Triton {precision}"] = error.got.partition("\n")[0]
 
     @property
     def version(self) -> str:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
-from tokenizers import Tokenizer, processors
 
-from skillserve.card import read_card, write_card
+from skillserve.card import read_card
 from skillserve.cli import main
 from skillserve.settings import ExportSettings
 from skillserve_bench.inprocess import LocalModel
+from skillserve_bench.scenarios import speed
+from skillserve_bench.speed import contenders, field
 from skillserve_bench.speed.contenders import run_joined
 from skillserve_bench.speed.flops import Product
 from skillserve_bench.speed.gemm import Gemm, Shape, gemms
@@ -25,22 +25,6 @@ from skillserve_client.tokens import embedder_tokens, reranker_tokens
 from skillserve_export import export_model
 
 SEED = 5
-
-
-@pytest.fixture(scope="module")
-def stock_reranker(tiny_reranker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny reranker whose tokenizer frames pairs, as other libraries expect."""
-    folder = tmp_path_factory.mktemp("stock") / "reranker"
-    shutil.copytree(tiny_reranker, folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    write_card(folder, read_card(folder).model_copy(update={"digest": ""}))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +146,14 @@ def test_however_sequences_are_joined_rows_come_back_in_their_order(repositories
             np.testing.assert_allclose(rows, alone, atol=1e-5)
 
 
+@pytest.fixture
+def _brief_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are not run for a second each, round after round, since no test looks at how fast they are."""
+    monkeypatch.setattr(speed, "MEASURED_S", 0.05)
+
+
 @pytest.mark.e2e
+@pytest.mark.usefixtures("_brief_kernels")
 def test_speed_is_measured_beside_everybody_and_every_row_checked(
     capsys: pytest.CaptureFixture[str],
     repositories: tuple[Path, Path],
@@ -196,6 +187,7 @@ def test_speed_is_measured_beside_everybody_and_every_row_checked(
     assert str(tmp_path) not in text
 
 
+@pytest.mark.usefixtures("_brief_kernels")
 def test_wrong_rows_are_exit_1(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -204,9 +196,6 @@ def test_wrong_rows_are_exit_1(
     sample_data: Path,
 ) -> None:
     """The padded graph gives each row to its neighbour; nobody else takes part, to be quick."""
-    from skillserve_bench.scenarios import speed
-    from skillserve_bench.speed import contenders, field
-
     joined = contenders.run_joined
 
     def shifted(local: LocalModel, *arguments: Any, **options: Any) -> Any:

@@ -83,8 +83,11 @@ def serve() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[Server]:
-    """The server that tests share; they leave it as they found it."""
-    with running(repository) as running_server:
+    """The server that tests share; they leave it as they found it.
+
+    Its health is asked for at the start alone: what the server counts are the requests of the tests.
+    """
+    with running(repository, "--health-interval-s=3600") as running_server:
         yield running_server
 
 

@@ -345,3 +345,4 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
         write_model(models, model)
     with running_server(serve_settings(models)) as running:
         yield running
+        running.stop(grace_s=0)  # nobody is served any more

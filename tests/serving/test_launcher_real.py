@@ -29,6 +29,9 @@ from skillserve_serving.supervisor import Event, Limits, Supervisor
 TOLERANCE = 1e-5
 """As in test_ragged: float32 sums in different orders."""
 
+MAX_BATCH_SIZE = 64
+"""Of the toys, more than a test sends at once."""
+
 PATIENCE_S = 20
 """How long a test waits for something that takes about one second."""
 
@@ -58,10 +61,19 @@ def infer(server: Triton, model: str, ids: Sequence[int], lens: Sequence[int]) -
 
 
 def counts(server: Triton, model: str) -> tuple[int, int]:
-    """Requests and executions of a model so far."""
+    """Requests and executions of a model so far, all that were answered among them.
+
+    Triton answers first and counts afterwards, but executes one batch after the other: once a further request is
+    answered, all earlier ones are counted. That one, refused by the backend, fills a batch and is left out.
+    """
+    ids = {"name": "input_ids", "shape": [MAX_BATCH_SIZE, 1], "datatype": "INT32", "data": [1] * MAX_BATCH_SIZE}
+    lens = {**ids, "name": "seq_lens", "data": [2] * MAX_BATCH_SIZE}
+    assert post(f"{server.http_url}/v2/models/{model}/infer", {"inputs": [ids, lens]})[0] == 400
     with urllib.request.urlopen(f"{server.http_url}/v2/models/{model}/stats", timeout=10) as response:
-        stats = json.loads(response.read())["model_stats"][0]
-    return stats["inference_count"], stats["execution_count"]
+        found = json.loads(response.read())["model_stats"][0]["batch_stats"]
+    sizes = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in found}
+    del sizes[MAX_BATCH_SIZE]
+    return sum(size * num for size, num in sizes.items()), sum(sizes.values())
 
 
 def group_is_alive(group: int) -> bool:

@@ -89,6 +89,7 @@ def test_an_unload_that_nobody_answers_is_not_tried_again(hung: Triton, monkeypa
     """The server hangs just after it gave its sign of life."""
     monkeypatch.setattr(health, "_UNLOAD_TIMEOUT_S", 1)
     monkeypatch.setattr(hung.health, "live", lambda: True)
+    monkeypatch.setitem(Supervisor._restart.__kwdefaults__, "grace_s", 1)  # it would be waited for in vain
     told: list[Event] = []
     Supervisor(hung, tell=told.append).check()
     assert [event.kind for event in told] == ["unhealthy", "unhealthy", "restarted"]

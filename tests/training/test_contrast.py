@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +111,8 @@ def test_a_teacher_changes_what_is_learned_by_its_share(gradients: Callable[...,
     assert half == pytest.approx((alone + all_of_it) / 2, rel=1e-5)
 
 
+CHUNKS = (0, 3)
+
 PROCESS = """
 import json, os, sys
 from contextlib import nullcontext
@@ -122,35 +125,45 @@ sys.path.insert(0, {tests!r})
 from test_contrast import Averager, make_rows, make_texts
 
 distributed.init_process_group("gloo")
-rank, chunk = distributed.get_rank(), int(sys.argv[1])
-model = DistributedDataParallel(Averager())
+rank = distributed.get_rank()
 rows = make_rows()[rank * 4 : rank * 4 + 4]
-synchronise = lambda last: nullcontext() if last else model.no_sync()
-loss = Contrast(make_texts(), TrainSettings(chunk_size=chunk, part_weight=1.0)).backward(model, rows, synchronise)
-total = torch.tensor([float(loss)])
-distributed.all_reduce(total)
+found = {{}}
+for chunk in {chunks!r}:
+    model = DistributedDataParallel(Averager())
+    synchronise = lambda last: nullcontext() if last else model.no_sync()
+    loss = Contrast(make_texts(), TrainSettings(chunk_size=chunk, part_weight=1.0)).backward(model, rows, synchronise)
+    total = torch.tensor([float(loss)])
+    distributed.all_reduce(total)
+    found[chunk] = {{"loss": float(total) / 2, "gradient": model.module.words.weight.grad.tolist()}}
 if rank == 0:
-    print(json.dumps({{"loss": float(total) / 2, "gradient": model.module.words.weight.grad.tolist()}}))
+    print(json.dumps(found))
 distributed.destroy_process_group()
 sys.stdout.flush()
 os._exit(0)  # as every command ends: threads of native libraries can abort the interpreter's teardown
 """
 
 
-@pytest.mark.parametrize("chunk", [0, 3])
-def test_two_processes_see_each_others_negatives(
-    gradients: Callable[..., tuple[float, Tensor]], chunk: int, tmp_path: Path
-) -> None:
-    script = tmp_path / "process.py"
-    script.write_text(PROCESS.format(tests=str(Path(__file__).parent)))
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Loss and gradient by chunk size, from one start of two processes."""
+    script = tmp_path_factory.mktemp("processes") / "process.py"
+    script.write_text(PROCESS.format(tests=str(Path(__file__).parent), chunks=CHUNKS))
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(chunk)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)],
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_two_processes_see_each_others_negatives(
+    gradients: Callable[..., tuple[float, Tensor]], chunk: int, of_two_processes: dict[str, Any]
+) -> None:
+    found = of_two_processes[str(chunk)]
     loss, gradient = gradients(part_weight=1.0)
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
     torch.testing.assert_close(torch.tensor(found["gradient"]), gradient, rtol=1e-4, atol=1e-6)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from skillserve.cli import main
 from skillserve.errors import ConfigError
 from skillserve.publish import sha256_of
 from skillserve_training.checkpoints import Checkpoints
@@ -23,6 +24,7 @@ EPOCHS = 8
 
 
 def command(base: Path, data: Path, out: Path) -> list[str]:
+    """Arguments of a run of some fifty steps."""
     flags = {
         "--data": data,
         "--base": base,
@@ -36,38 +38,41 @@ def command(base: Path, data: Path, out: Path) -> list[str]:
         "--precision": "float32",
         "--evals": 4,
     }
-    # One thread, as in the other tests; the pause leaves time to be killed in the middle.
+    return ["train", "embedder", *(str(word) for pair in flags.items() for word in pair)]
+
+
+def process(arguments: list[str]) -> subprocess.Popen[bytes]:
+    """A run in a process of its own, on one thread as the other tests; pauses leave time to kill it in the middle."""
     program = (
         "import sys, time, torch; torch.set_num_threads(1); from skillserve.cli import main; "
         "from skillserve_training.contrast import Contrast; step = Contrast.backward; "
         "Contrast.backward = lambda *a: (time.sleep(0.05), step(*a))[1]; sys.exit(main(sys.argv[1:]))"
     )
-    words = [str(word) for pair in flags.items() for word in pair]
-    return [sys.executable, "-c", program, "train", "embedder", *words]
+    return subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.DEVNULL)
 
 
 def test_a_killed_run_goes_on_and_ends_like_an_undisturbed_one(
-    tiny_embedder: Path, tiny_data: Path, tmp_path: Path
+    tiny_embedder: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Only the run that is killed needs a process of its own."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = subprocess.run(command(tiny_embedder, tiny_data, whole), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert main(command(tiny_embedder, tiny_data, whole)) == 0
 
-    process = subprocess.Popen(command(tiny_embedder, tiny_data, killed), stderr=subprocess.DEVNULL)
+    doomed = process(command(tiny_embedder, tiny_data, killed))
     checkpoints = tmp_path / "killed.checkpoints"
     while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
-        assert process.poll() is None
+        assert doomed.poll() is None
         time.sleep(0.01)
     time.sleep(random.uniform(0, 1))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    doomed.send_signal(signal.SIGKILL)
+    doomed.wait()
     assert not killed.exists()
     # As if the kill had come while a checkpoint was being written.
     (checkpoints / "checkpoint-1000").mkdir(exist_ok=True)
 
-    again = subprocess.run(command(tiny_embedder, tiny_data, killed), capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "Going on from step" in again.stderr
+    capsys.readouterr()
+    assert main(command(tiny_embedder, tiny_data, killed)) == 0
+    assert "Going on from step" in capsys.readouterr().err
     reports = [json.loads((out / "training" / "report.json").read_text()) for out in (whole, killed)]
     assert reports[0]["resumed_from"] is None
     assert reports[1]["resumed_from"] % 3 == 0

@@ -19,7 +19,7 @@ from skillserve.settings import IndexSettings, SearchSettings
 from skillserve.skillfile import read_skills
 from skillserve.tensors import Role
 from skillserve.text import skill_text
-from skillserve_client.bundle import Bundle, collection_of, live_version, open_bundle, publish
+from skillserve_client.bundle import Bundle, open_bundle
 from skillserve_client.corpus import Corpus
 from skillserve_client.doors import drafted
 from skillserve_client.filling import fill, identity_of, state_digest, tokenised
@@ -45,6 +45,7 @@ from skillserve_client.quality import Judged, measure, read_judged
 from skillserve_client.shelf import collections_in_use, next_version, owner_of
 from skillserve_client.table import SkillTable
 from skillserve_client.tokens import embedder_tokens, reranker_tokens
+from skillserve_client.versions import collection_of, live_version, publish
 from skillserve_client.wire import Inference
 
 __all__ = ["Built", "build_bundle"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from skillserve.console import progress, talk
 from skillserve.settings import CalibrateSettings, IndexSettings, SearchSettings
 from skillserve_client.asked import read_known
-from skillserve_client.bundle import Bundle, open_bundle, publish, read_files
+from skillserve_client.bundle import Bundle, open_bundle, read_files
 from skillserve_client.calibration import EMBED_DEPTH, Calibration, StageCalibration, StageName
 from skillserve_client.leaning import direction_between
 from skillserve_client.manifest import CALIBRATION_FILE, Manifest
@@ -24,6 +24,7 @@ from skillserve_client.samples import Samples, sample, score_requests
 from skillserve_client.search import check_models
 from skillserve_client.shelf import next_version
 from skillserve_client.stages import fit_stage
+from skillserve_client.versions import publish
 from skillserve_client.wire import Inference
 
 __all__ = ["Calibrated", "calibrate_bundle"]

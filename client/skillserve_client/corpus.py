@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from skillserve.card import ScoreKind
 from skillserve.errors import ConfigError
 from skillserve.framing import EmbedderTokens, RerankerTokens
 from skillserve.fusion import PLAIN, FirstStageWeights, blend, fuse, scored_texts
 from skillserve.lexical import LexicalIndex
 from skillserve.settings import SearchSettings
-from skillserve.tensors import Ids
+from skillserve.tensors import Ids, Role
 from skillserve_client.table import SkillTable
 from skillserve_client.vectors import Rows, VectorIndex
 from skillserve_client.wire import Floats
@@ -49,6 +50,11 @@ class Corpus:
     lexical: LexicalIndex | None = None
     weights: FirstStageWeights = PLAIN
     """Those of the first stage, unless a search says otherwise."""
+
+    def score_kind(self, role: Role) -> ScoreKind:
+        """How the model of a role scores."""
+        tokens = self.reranker if role == "reranker" and self.reranker else self.embedder
+        return tokens.card.score_kind
 
     def chosen(self, settings: SearchSettings) -> FirstStageWeights:
         """The first stage's weights in a search.

@@ -14,8 +14,8 @@ from skillserve.console import talk
 from skillserve.errors import BundleError
 from skillserve.publish import write_text
 from skillserve.settings import IndexSettings
-from skillserve_client.bundle import collection_of, live_version
 from skillserve_client.doors import drop_collection
+from skillserve_client.versions import collection_of, live_version
 
 __all__ = ["LOCK_FILE", "OWNER_FILE", "collections_in_use", "locked", "next_version", "owner_of"]
 

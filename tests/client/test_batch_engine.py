@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import grpc
@@ -65,6 +66,27 @@ def test_rows_come_back_in_order_and_runs_keep_to_the_budget(fake: Any, computed
     assert sum(counted) == sum(map(len, sequences)) == sum(recorded.runs)
     assert max(recorded.runs) <= 64
     assert len(recorded.runs) < len(sequences)
+
+
+def test_pairs_whose_sides_are_read_apart_keep_to_their_requests(fake: Any, computed: Any) -> None:
+    """Lengths alone would have put them in turns; the budget still cuts, and every row comes home."""
+    requests = [np.array([2, word, word, 3], np.int32) for word in (7, 9, 11)]
+    skills = [np.array([2, *[20] * length, 3], np.int32) for length in (2, 9, 5, 7)]
+    pairs = [np.concatenate([request, skill]) for skill in skills for request in requests]
+    sent: list[Ids] = []
+
+    def seen(sequence: Ids) -> bool:
+        sent.append(sequence)
+        return False
+
+    with engine_of(Recorded(fake, seen), num_workers=1, max_run_tokens=30) as engine:
+        found = engine.infer("reranker", pairs, digest="f" * 64, score_kind="max_sim", advance=lambda _: None)
+    assert np.array_equal(found.rows, computed("reranker", pairs))
+    asked = [int(pair[1]) for pair in sent]
+    assert len(asked) == len(pairs)
+    assert sum(before != after for before, after in pairwise(asked)) == len(requests) - 1
+    lens = [len(pair) for pair in sent]
+    assert all(lens[start : start + 4] == sorted(lens[start : start + 4], reverse=True) for start in (0, 4, 8))
 
 
 @pytest.mark.parametrize("bad", [[0], [8], [2, 3, 7], list(range(9))])

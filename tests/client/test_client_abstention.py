@@ -19,7 +19,7 @@ from skillserve_client import AsyncSearcher, Bundle, Searcher, open_bundle
 from skillserve_client.batch.engine import Engine
 from skillserve_client.batch.rank import RankJob
 from skillserve_client.batch.run import Run, Spec
-from skillserve_client.bundle import publish, read_files
+from skillserve_client.bundle import read_files
 from skillserve_client.calibration import (
     EMBED_DEPTH,
     Calibration,
@@ -30,6 +30,7 @@ from skillserve_client.calibration import (
     StageCalibration,
 )
 from skillserve_client.plan import DEFAULT_DEPTH
+from skillserve_client.versions import publish
 
 FIT = Fit(log_loss=0.1, brier=0.1, ece=0.1)
 LOGIT = Curve(kind="platt", features=("score",), coefficients=(1.0,), intercept=-1.5)

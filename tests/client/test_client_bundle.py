@@ -204,7 +204,8 @@ PUBLISH_WITH_LITTLE_ROOM = """
 import os, resource, signal, sys
 from pathlib import Path
 from skillserve.errors import BundleError
-from skillserve_client.bundle import open_bundle, publish
+from skillserve_client.bundle import open_bundle
+from skillserve_client.versions import publish
 root = Path(sys.argv[1])
 live = open_bundle(root)
 files = {name: (live.folder / name).read_bytes() for name in live.manifest.files}

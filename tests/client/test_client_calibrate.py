@@ -16,7 +16,6 @@ from skillserve.cli import main
 from skillserve.errors import BundleError, CatalogueError, RequestRejected, ServerOverloaded
 from skillserve.settings import CalibrateSettings, ClientSettings, IndexSettings, SearchSettings
 from skillserve_client import Searcher, build_bundle, open_bundle
-from skillserve_client import bundle as bundle_module
 from skillserve_client.calibrate import Calibrated, calibrate_bundle
 from skillserve_client.check import check_bundle
 
@@ -261,7 +260,7 @@ def test_whatever_fails_leaves_the_live_bundle(
         def full(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(bundle_module, "write_text", full)
+        monkeypatch.setattr("skillserve_client.versions.write_text", full)
     else:
         newer = iter([True])
 

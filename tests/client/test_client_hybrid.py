@@ -24,10 +24,11 @@ from skillserve.skillfile import read_skills
 from skillserve.systems import open_system
 from skillserve.text import skill_text
 from skillserve_client import Bundle, Searcher, build_bundle, open_bundle
-from skillserve_client.bundle import publish, read_files
+from skillserve_client.bundle import read_files
 from skillserve_client.calibrate import calibrate_bundle
 from skillserve_client.calibration import describe
 from skillserve_client.samples import Asked, sample, score_requests
+from skillserve_client.versions import publish
 
 WEIGHT = 0.5
 LEXICAL_FILE = "lexical.bm25"

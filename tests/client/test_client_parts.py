@@ -21,9 +21,10 @@ from skillserve.records import Answer
 from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
 from skillserve.text import skill_text
 from skillserve_client import AsyncSearcher, AsyncTriton, Bundle, Searcher, Triton, build_bundle, open_bundle
-from skillserve_client.bundle import publish, read_files
+from skillserve_client.bundle import read_files
 from skillserve_client.calibrate import calibrate_bundle
 from skillserve_client.samples import Asked, sample, score_requests
+from skillserve_client.versions import publish
 
 PARTS, WORDS = 1.5, 0.5
 SENTENCES = ("Resize image images.", "Plot a chart.", "Send email photo.", "Merge my pdf.", "Then git commit tests.")

@@ -1,4 +1,4 @@
-"""Sequences to rows in bulk: sorted by length, in runs within a token budget, whatever computes them.
+"""Sequences to rows in bulk: sorted, in runs within a token budget, whatever computes them.
 
 A run that is shed waits and is sent again. A run that fails is halved until the rows at fault are alone.
 """
@@ -16,7 +16,9 @@ from typing import Self
 
 import numpy as np
 
+from skillserve.card import ScoreKind
 from skillserve.errors import RepositoryError, RequestRejected, ServerError, ServerOverloaded, ServerUnreachable
+from skillserve.pairs import reading_order
 from skillserve.tensors import Ids, Role, token_budget_batches
 from skillserve_client.wire import Floats, Inference, ServedModel
 
@@ -83,16 +85,20 @@ class Engine:
                 fix="This shard was not written. Serve the model that the run began with, or score with --fresh.",
             )
 
-    def infer(self, role: Role, sequences: Sequence[Ids], *, digest: str, advance: Tokens) -> Inferred:
+    def infer(
+        self, role: Role, sequences: Sequence[Ids], *, digest: str, advance: Tokens, score_kind: ScoreKind = "cosine"
+    ) -> Inferred:
         """Rows in the order of the sequences; those that no server could answer are refused, each on its own.
 
         Raises BundleError for another model than `digest`, and ServerError when the server, not a row, is at fault.
         """
-        lens = np.fromiter(map(len, sequences), np.int64, len(sequences))
-        # Longest first: runs are uniform, and memory peaks at once and not after hours.
-        order = np.argsort(-lens, kind="stable")
-        runs = [order[chosen] for chosen in token_budget_batches(lens[order].tolist(), max_tokens=self._max_run_tokens)]
         model = self.served(role)
+        lens = np.fromiter(map(len, sequences), np.int64, len(sequences))
+        # Longest first: runs are uniform, and memory peaks at once and not after hours. But a packed graph that reads
+        # sides of pairs apart reads a request once a run, so there pairs of one request stay together.
+        key = reading_order(score_kind) if model.layout == "packed" else len
+        order = np.array(sorted(range(len(sequences)), key=lambda i: key(sequences[i]), reverse=True), np.int64)
+        runs = [order[chosen] for chosen in token_budget_batches(lens[order].tolist(), max_tokens=self._max_run_tokens)]
         rows = np.zeros((len(sequences), *model.no_rows().shape[1:]), np.float32)
         refused: dict[int, str] = {}
         futures: dict[Future[Inferred], tuple[list[int], int]] = {}

@@ -120,7 +120,13 @@ class PairsJob:
         digests = self.bundle.digests
         flat = [sequence for of_one in prepared.requests for sequence in of_one]
         embedded = engine.infer("embedder", flat, digest=digests["embedder"], advance=advance)
-        reranked = engine.infer("reranker", prepared.framed, digest=digests["reranker"], advance=advance)
+        reranked = engine.infer(
+            "reranker",
+            prepared.framed,
+            digest=digests["reranker"],
+            score_kind=self.bundle.corpus.score_kind("reranker"),
+            advance=advance,
+        )
         similarities, first = self._first_stage(prepared, embedded)
         scores = self.bundle.corpus.final_scores(reranked.rows, first)
         why = _refused_requests(prepared, embedded)

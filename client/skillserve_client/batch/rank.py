@@ -88,7 +88,13 @@ class RankJob:
         role = waiting[0][2].role
         asked = [(i, begun, step) for i, begun, step in waiting if step.role == role]
         sequences = [sequence for _, _, step in asked for sequence in step.sequences]
-        inferred = engine.infer(role, sequences, digest=self.bundle.digests[role], advance=advance)
+        inferred = engine.infer(
+            role,
+            sequences,
+            digest=self.bundle.digests[role],
+            score_kind=self.bundle.corpus.score_kind(role),
+            advance=advance,
+        )
         end = 0
         for i, begun, step in asked:
             start, end = end, end + len(step.sequences)

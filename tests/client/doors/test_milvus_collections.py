@@ -46,7 +46,7 @@ def test_a_first_build_that_fails_leaves_no_alias(
         assert store.aliased("skills") is not None
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("skillserve_client.bundle.write_text", full)
+    monkeypatch.setattr("skillserve_client.versions.write_text", full)
     with pytest.raises(BundleError, match="No space left"):
         build_bundle(catalogue, fake, index=milvus)
     assert (collections(), store.aliased("skills")) == ([], None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -9,13 +10,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from skillserve.cli import main
 from skillserve.settings import ClientSettings, ExportSettings
 from skillserve_client import Triton
 from skillserve_export import export_model
@@ -119,6 +121,24 @@ def skillserve() -> Callable[..., subprocess.CompletedProcess[str]]:
             env={**os.environ, **environment},
         )
         assert not check or result.returncode == 0, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def in_process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command of ours here, where torch is loaded: a process of its own would load it for longer than it works.
+
+    For commands that need torch; the demo runs them in processes of their own.
+    """
+
+    def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main(list(arguments))
+        result = subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+        assert not check or code == 0, f"exit code {code}\n{result.stdout}\n{result.stderr}"
         return result
 
     return run

@@ -31,6 +31,7 @@ def test_weights_and_server_agree(
     sample_data: Path,
     tmp_path: Path,
     skillserve: Callable[..., subprocess.CompletedProcess[str]],
+    in_process: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     first_stage = ("--lexical-weight", str(lexical_weight), "--part-weight", str(part_weight))
     if lexical_weight or part_weight:
@@ -40,9 +41,9 @@ def test_weights_and_server_agree(
     options = ("--data", str(sample_data), "--pool", "union", "--rerank-depth", str(rerank_depth), "--json")
     options += first_stage
     where = ("--url", server.url, "--run-out", str(tmp_path))
-    done = skillserve("evaluate", weights, f"server:{bundles}", *options, *where, "--resamples", "1000")
-    in_process, served = json.loads(done.stdout)["systems"]
-    assert in_process["digests"] == served["digests"]
+    done = in_process("evaluate", weights, f"server:{bundles}", *options, *where, "--resamples", "1000")
+    computed, served = json.loads(done.stdout)["systems"]
+    assert computed["digests"] == served["digests"]
     assert set(served["digests"]) == ({"embedder", "reranker"} if rerank_depth else {"embedder"})
     assert abs(served["differences"]["ndcg@10"]["mean"]) * 100 <= MOST_POINTS
     assert served["metrics"]["ndcg@10"]["mean"] > 0

@@ -24,14 +24,14 @@ ASKED = ("--gate", "--gate-requests", "8", "--gate-depth", "6", "--json")
 def test_a_served_model_ranks_as_its_weights_do(
     weights: str,
     server: Any,
-    skillserve: Callable[..., Any],
+    in_process: Callable[..., Any],
     sample_data: Path,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
     """And the report names the server, its version and the digests of what it serves."""
     folder: Path = request.getfixturevalue(weights)
-    skillserve(
+    in_process(
         "verify", str(folder), *ASKED, "--url", server.url, "--data", str(sample_data),
         "--repository", str(server.repository), "--report", str(tmp_path),
     )  # fmt: skip
@@ -47,10 +47,10 @@ def test_a_served_model_ranks_as_its_weights_do(
 
 
 def test_a_server_of_another_model_is_refused(
-    server: Any, skillserve: Callable[..., Any], tiny_cls_embedder: Path, tmp_path: Path
+    server: Any, in_process: Callable[..., Any], tiny_cls_embedder: Path, tmp_path: Path
 ) -> None:
     """In the four parts of an error, and before anything is compared."""
-    done = skillserve(
+    done = in_process(
         "verify", str(tiny_cls_embedder), *ASKED, "--url", server.url, "--report", str(tmp_path), check=False
     )
     assert done.returncode == 4
@@ -66,7 +66,7 @@ def test_a_server_of_another_model_is_refused(
 def test_a_server_that_computes_something_else_under_the_same_digest_fails(
     serve: Callable[..., Any],
     repository: Path,
-    skillserve: Callable[..., Any],
+    in_process: Callable[..., Any],
     tiny_embedder: Path,
     sample_data: Path,
     tmp_path: Path,
@@ -89,7 +89,7 @@ def test_a_server_that_computes_something_else_under_the_same_digest_fails(
     probe = json.loads((folder / "probe.json").read_text())
     (folder / "probe.json").write_text(json.dumps(probe | {"tolerance": 1e9}))
     with serve(models) as other:
-        done = skillserve(
+        done = in_process(
             "verify", str(tiny_embedder), *ASKED, "--url", other.url, "--data", str(sample_data),
             "--report", str(report), check=False,
         )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,30 +31,58 @@ pytestmark = pytest.mark.e2e
 MOST_TOKENS = {"modernbert": 200, "qwen3": 400, "late-bert": 60}
 
 
+@pytest.fixture(scope="module")
+def exported(
+    in_process: Callable[..., subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, Path], Path]:
+    """Give a published base its card, and export it into a repository of its own; returns that."""
+
+    def export(role: str, base: Path) -> Path:
+        folder = tmp_path_factory.mktemp(role)
+        command = ["card", "--base", str(base), "--role", role, "--out", str(folder / "weights")]
+        in_process(*command, "--max-tokens", str(MOST_TOKENS[family_of(base)]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(graph, "write_whole", functools.partial(write_whole, one_file_bytes=20_000))
+            export_model(folder / "weights", ExportSettings(repository=folder / "models"))
+        assert (folder / "models" / f"skill_{role}" / "1" / "model.onnx.data").is_file()
+        return folder / "models"
+
+    return export
+
+
+@pytest.fixture(scope="module")
+def embedder(make_base: Callable[..., Path], exported: Callable[[str, Path], Path]) -> tuple[Path, Path]:
+    """An embedder that is nothing like BERT: base and repository."""
+    base = make_base("modernbert", "embedder")
+    return base, exported("embedder", base)
+
+
 @pytest.fixture(scope="module", params=["qwen3", "late-bert"])
-def bases(request: pytest.FixtureRequest, make_base: Callable[..., Path]) -> dict[str, Path]:
-    """An embedder that is nothing like BERT, and rerankers that are no classifiers."""
-    return {"embedder": make_base("modernbert", "embedder"), "reranker": make_base(request.param, "reranker")}
+def reranker(
+    request: pytest.FixtureRequest, make_base: Callable[..., Path], exported: Callable[[str, Path], Path]
+) -> tuple[Path, Path]:
+    """Rerankers that are no classifiers: base and repository."""
+    base = make_base(request.param, "reranker")
+    return base, exported("reranker", base)
+
+
+@pytest.fixture(scope="module")
+def bases(embedder: tuple[Path, Path], reranker: tuple[Path, Path]) -> dict[str, Path]:
+    """By role."""
+    return {"embedder": embedder[0], "reranker": reranker[0]}
 
 
 @pytest.fixture(scope="module")
 def triton(
-    bases: dict[str, Path],
-    skillserve: Callable[..., subprocess.CompletedProcess[str]],
+    embedder: tuple[Path, Path],
+    reranker: tuple[Path, Path],
     serve: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Triton]:
     """A client of a server that serves both."""
-    folder = tmp_path_factory.mktemp("families")
-    repository = folder / "models"
-    for role, base in bases.items():
-        weights = folder / role
-        command = ["card", "--base", str(base), "--role", role, "--out", str(weights)]
-        skillserve(*command, "--max-tokens", str(MOST_TOKENS[family_of(base)]))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(graph, "write_whole", functools.partial(write_whole, one_file_bytes=20_000))
-            export_model(weights, ExportSettings(repository=repository))
-        assert (repository / f"skill_{role}" / "1" / "model.onnx.data").is_file()
+    repository = tmp_path_factory.mktemp("families") / "models"
+    for _, models in (embedder, reranker):
+        shutil.copytree(models, repository, dirs_exist_ok=True)
     with serve(repository) as server, Triton(ClientSettings(url=server.url)) as client:
         assert client.served("reranker").digest == read_card(repository / "skill_reranker").digest
         yield client

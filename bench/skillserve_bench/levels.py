@@ -105,12 +105,20 @@ class Lines:
 
 @contextmanager
 def open_lines(
-    server: Server, *, repository: Path, data: Path, client: ClientSettings, search: SearchSettings, seed: int
+    server: Server,
+    *,
+    repository: Path,
+    data: Path,
+    client: ClientSettings,
+    search: SearchSettings,
+    seed: int,
+    bundles: Path | None = None,
 ) -> Iterator[Lines]:
-    """The levels of a server, with a folder for its bundle that is removed in the end."""
+    """The levels of a server; without a folder for its bundle, in one that is removed in the end."""
     client = client.model_copy(update={"url": server.url})
     with ExitStack() as stack:
-        bundles = Path(stack.enter_context(TemporaryDirectory())) / "bundles"
+        if bundles is None:
+            bundles = Path(stack.enter_context(TemporaryDirectory())) / "bundles"
         triton = stack.enter_context(Triton(client))
         yield Lines(
             server,

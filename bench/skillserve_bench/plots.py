@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -16,12 +17,22 @@ from skillserve_bench.load.histogram import Histogram
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_bars", "draw_cdfs", "draw_counts", "draw_lengths", "draw_rates", "draw_timeline"]
+__all__ = ["Spot", "draw_bars", "draw_cdfs", "draw_counts", "draw_front", "draw_lengths", "draw_rates", "draw_timeline"]
 
 _WIDTH_IN, _HEIGHT_IN = 6.4, 3.8
 _COLOURS = ("#1f5fa8", "#c23b22", "#2f8f4e", "#8a5fb0", "#b07d1f", "#555555")
 _TICKS = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
 _LENGTH_BINS = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spot:
+    """A point of two figures, one with an interval."""
+
+    label: str
+    x: Estimate
+    y: float
+    on_front: bool
 
 
 def draw_cdfs(latencies: Mapping[str, Histogram]) -> str:
@@ -141,6 +152,30 @@ def draw_timeline(
         shares.set(ylim=(-0.03, 1.03), ylabel="share of requests")
         lines = [handle for each in (axes, shares) for handle in each.get_legend_handles_labels()[0]]
         axes.legend(handles=lines, fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+
+    return _svg(onto)
+
+
+def draw_front(spots: Sequence[Spot], *, xlabel: str, ylabel: str, less_is_better: bool) -> str:
+    """Quality against speed: the front in colour and connected, what it beats in grey, by numbers."""
+
+    def onto(axes: Axes) -> None:
+        front = sorted((spot for spot in spots if spot.on_front), key=lambda spot: spot.x.value)
+        # Between two points of a front the worse quality is what the better speed buys, hence steps.
+        steps: Literal["post", "pre"] = "post" if less_is_better else "pre"
+        places = [spot.x.value for spot in front], [spot.y for spot in front]
+        axes.step(*places, where=steps, color=_COLOURS[0], linewidth=1, label="front")
+        for spot in spots:
+            colour = _COLOURS[0] if spot.on_front else "#999999"
+            if spot.x.low is not None and spot.x.high is not None:
+                axes.plot([spot.x.low, spot.x.high], [spot.y, spot.y], color=colour, linewidth=1)
+            axes.plot([spot.x.value], [spot.y], "o", color=colour, ms=5)
+            axes.annotate(
+                spot.label, (spot.x.value, spot.y), xytext=(3, 5), textcoords="offset points", fontsize=8, color=colour
+            )
+        axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
+        axes.margins(0.1)
+        axes.legend(fontsize=8, frameon=False)
 
     return _svg(onto)
 

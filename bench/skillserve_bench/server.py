@@ -16,6 +16,7 @@ from tritonclient.grpc import InferenceServerClient
 
 from skillserve import errors
 from skillserve.console import talk
+from skillserve.recommendation import Tuning
 from skillserve.settings import ClientSettings
 from skillserve_bench.child import first_event, stop, terminable
 from skillserve_client import Triton
@@ -52,17 +53,18 @@ def given_server(settings: ClientSettings) -> Server:
 
 
 @contextmanager
-def started_server(repository: Path) -> Iterator[Server]:
+def started_server(repository: Path, *, tuning: Tuning | None = None) -> Iterator[Server]:
     """Serve a repository on free loopback ports while the block runs. Raises what `skillserve serve` reports."""
     with ExitStack() as stack:
         stack.enter_context(terminable())
         http, grpc, metrics = _free_ports(3)
         ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
+        flags = tuning.flags.split() if tuning else []
         told = stack.enter_context(tempfile.TemporaryFile())
         process = stack.enter_context(
             # A session of its own: Ctrl-C reaches this process alone, which then stops the server in order.
             subprocess.Popen(  # noqa: S603, RUF100
-                [*_SERVE, "--repository", str(repository), *ports, "--json"],
+                [*_SERVE, "--repository", str(repository), *ports, *flags, "--json"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=told,

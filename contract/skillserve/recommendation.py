@@ -57,6 +57,11 @@ class Tuning(_Part):
         """Setting → value, of those that are set."""
         return self.model_dump(exclude_none=True)
 
+    @property
+    def flags(self) -> str:
+        """As a command line says it; empty if nothing is set."""
+        return _flags(self.changes)
+
 
 class Asking(_Part):
     """How searches ask; the names are those of `search` and `client`."""
@@ -68,7 +73,7 @@ class Asking(_Part):
     @property
     def flags(self) -> str:
         """As a command line says it."""
-        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.model_dump().items())
+        return _flags(self.model_dump())
 
 
 class Advice(_Part):
@@ -86,6 +91,7 @@ class ServedAs(_Part):
     digest: str
     """Of weights, tokenizer and card."""
     precision: str
+    """As the export stamped it; empty if it did not."""
 
 
 class Recommended(_Part):
@@ -157,5 +163,12 @@ def write_recommendation(path: Path, recommendation: Recommendation) -> None:
     write_text(path, json.dumps(recommendation.model_dump(mode="json"), indent=2) + "\n")
 
 
+def _flags(values: Mapping[str, int]) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
+
+
 def _told(models: Mapping[str, ServedAs]) -> str:
-    return ", ".join(f"{name} {each.digest[:12]} in {each.precision}" for name, each in sorted(models.items()))
+    return ", ".join(
+        f"{name} {each.digest[:12]} in {each.precision or 'a precision that is not told'}"
+        for name, each in sorted(models.items())
+    )

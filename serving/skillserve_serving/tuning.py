@@ -61,7 +61,7 @@ def tune(config: Any, tuning: Tuning) -> None:  # noqa: ANN401 -- protobuf messa
 def served_as(model: ServedModel) -> ServedAs:
     """What a recommendation must have been measured on; raises RepositoryError."""
     config = _read(model)
-    return ServedAs(digest=model.card.digest, precision=config.parameters[PRECISION_PARAMETER].string_value or "?")
+    return ServedAs(digest=model.card.digest, precision=config.parameters[PRECISION_PARAMETER].string_value)
 
 
 def _read(model: ServedModel) -> Any:  # noqa: ANN401 -- see above

@@ -38,8 +38,8 @@ def recommended(**changes: Any) -> Recommendation:
     """One for the toy models, measured here."""
     advice = Advice(serve=Tuning(num_instances=3, num_threads=1), asking=ASKING, figures={"p90_ms": 3.0})
     models = {
-        "skill_embedder": ServedAs(digest="e" * 64, precision="?"),
-        "skill_reranker": ServedAs(digest="f" * 64, precision="?"),
+        "skill_embedder": ServedAs(digest="e" * 64, precision=""),
+        "skill_reranker": ServedAs(digest="f" * 64, precision=""),
     }
     part = Recommended(repository="models", models=changes.pop("models", models), profiles={"latency": advice})
     facts: dict[str, Any] = {

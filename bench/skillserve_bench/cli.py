@@ -151,6 +151,7 @@ def overhead(
     ),
     "bench.seed",
     "bench.peers_folder",
+    *(f"index.{name}" for name in ("kind", "uri", "milvus_timeout_s", "lexical_weight", "part_weight")),
     "client",
 )
 def latency(
@@ -183,6 +184,7 @@ def latency(
             data=data,
             settings=settings.bench,
             client=settings.client,
+            index=settings.index,
             invited=peers,
         )
     conclude(findings, environment, files, note, as_json=as_json)

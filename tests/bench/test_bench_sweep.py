@@ -25,7 +25,6 @@ from skillserve_bench.sweep.grid import Host, Point, Subject, make_grid
 from skillserve_bench.sweep.record import Swept
 from skillserve_bench.sweep.trials import Trial
 from skillserve_bench.sweep.words import findings_of
-from skillserve_export import export_model
 
 BOTH = {
     "skill_embedder": ServedAs(digest="e" * 64, precision="fp32"),
@@ -89,9 +88,9 @@ def test_a_grid_is_every_combination_named_by_what_varies() -> None:
         *[(10, 0), (50, 0), (50, 20)] * 2,
         *[(10, 0), (50, 0)] * 2,
     ]
-    assert points[2].title == "3: fp32, 1 threads, 50 candidates, 20 reranked"
+    assert points[2].title == "3: fp32, 1 thread, 50 candidates, 20 reranked"
     assert {point.host.tuning.max_queue_delay_microseconds for point in points} == {500}
-    assert len({point.host for point in points}) == len({point.host.name for point in points}) == 4
+    assert len({point.host.name for point in points}) == 4
     (only,) = make_grid([subject("models")], SweepSettings(rerank_depths=(5,)))
     assert only.name == "the only point"
     assert only.host.tuning.changes == {}
@@ -216,6 +215,8 @@ def test_a_sweep_measures_all_that_starts_and_recommends_what_serve_can_set(
 
     Which point is fastest is not asserted, only that it is one of those that were measured.
     """
+    from skillserve_export import export_model  # torch is slow to import, and no other test here needs it
+
     good, bad = tmp_path / "good", tmp_path / "bad"
     for weights in (tiny_embedder, tiny_reranker):
         export_model(weights, ExportSettings(repository=good))

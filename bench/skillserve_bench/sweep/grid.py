@@ -13,6 +13,7 @@ from skillserve.errors import RepositoryError, UsageError
 from skillserve.recommendation import Asking, ServedAs, Tuning
 from skillserve.settings import SweepSettings
 from skillserve.tensors import MODEL_NAMES, PRECISION_PARAMETER
+from skillserve_bench.figures import times
 from skillserve_client.configuration import read_configuration
 
 __all__ = ["Host", "Point", "Subject", "make_grid", "read_subjects"]
@@ -147,24 +148,24 @@ def _askings(subject: Subject, settings: SweepSettings) -> list[Asking]:
 
 def _host_name(subject: Subject, tuning: Tuning, subjects: Sequence[Subject], settings: SweepSettings) -> str:
     parts = [subject.name] if len(subjects) > 1 else []
-    for values, value, unit in (
-        (settings.instances, tuning.num_instances, "instances"),
-        (settings.threads, tuning.num_threads, "threads"),
-        (settings.max_batch_sizes, tuning.max_batch_size, "a batch"),
-        (settings.max_queue_delay_us, tuning.max_queue_delay_microseconds, "µs delay"),
+    for values, spoken in (
+        (settings.instances, times(tuning.num_instances or 0, "instance")),
+        (settings.threads, times(tuning.num_threads or 0, "thread")),
+        (settings.max_batch_sizes, f"{tuning.max_batch_size} a batch"),
+        (settings.max_queue_delay_us, f"{tuning.max_queue_delay_microseconds} µs delay"),
     ):
         if len(values) > 1:
-            parts.append(f"{value} {unit}")
+            parts.append(spoken)
     return ", ".join(parts)
 
 
 def _name(host: Host, asking: Asking, settings: SweepSettings) -> str:
     parts = [host.name] if host.name else []
-    for values, value, unit in (
-        (settings.token_budgets, asking.max_request_tokens, "tokens a request"),
-        (settings.candidates, asking.candidates, "candidates"),
-        (settings.rerank_depths, asking.rerank_depth, "reranked"),
+    for values, spoken in (
+        (settings.token_budgets, f"{times(asking.max_request_tokens, 'token')} a request"),
+        (settings.candidates, times(asking.candidates, "candidate")),
+        (settings.rerank_depths, f"{asking.rerank_depth} reranked"),
     ):
         if len(values) > 1:
-            parts.append(f"{value} {unit}")
+            parts.append(spoken)
     return ", ".join(parts) or "the only point"

@@ -103,7 +103,7 @@ class Course:
         talk(
             f"{times(len(self.trials), 'point')} on {times(len(hosts), 'server')}, "
             f"{times(self._sweep.rounds, 'round')}: "
-            f"{2 * len(self.trials) * self._sweep.rounds * self._sweep.seconds / 60:.0f} minutes of load"
+            f"{2 * len(self.trials) * self._sweep.rounds * self._sweep.seconds / 60:.1f} minutes of load"
         )
         for number in range(self._sweep.rounds):
             step = 1 if number % 2 == 0 else -1

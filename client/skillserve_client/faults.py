@@ -59,7 +59,7 @@ _LOST = (
     "endpoint closing",
 )
 
-_NO_TRUST = ("certificate", "handshake", "ssl", "tls")
+_NO_TRUST = ("certificate", "handshake", "ssl_error", "verification check")
 """What is heard when a connection is not believed, or one side speaks TLS and the other does not."""
 
 _NO_GRPC = ("socket closed", "settings frame")

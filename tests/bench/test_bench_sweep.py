@@ -155,7 +155,7 @@ def test_recommended_is_the_fastest_that_gives_up_little_quality() -> None:
     assert strict.trial is strict.best is trials[0]
     front = front_of(trials, "latency")
     assert [front.remark(each) for each in trials] == [
-        "front", "front", "front", "not valid", "beaten by 2, intervals meet"
+        "on it", "on it", "on it", "not valid", "by 2?"
     ]  # fmt: skip
     assert [each.point.number for each in front.members] == [1, 2, 3]
     assert choose(trials[3:4], "latency", quality_loss=0.0) is None
@@ -178,7 +178,7 @@ def test_the_report_says_what_is_recommended_first_and_names_what_failed() -> No
     found = findings_of(swept)
     assert not found.passed
     assert found.summary[0].startswith("For latency take point 2: 2 threads: 40.0 [36.0, 44.0] ms at p90")
-    assert "skillserve serve --repository models --num-threads 2" in found.summary[0]
+    assert "`skillserve serve --repository models --num-threads 2`" in found.summary[0]
     assert "The most accurate, point 1, has 0.5 points" in found.summary[0]
     assert found.summary[-1] == "NOT VALID: point 3: 3 threads: server: no"
     assert len(found.charts) == 2

@@ -39,15 +39,15 @@ class Front:
         return sorted(found, key=lambda trial: -_ndcg(trial))
 
     def remark(self, trial: Trial) -> str:
-        """What the table says of a point: `front`, or who beats it, and whether by more than chance."""
+        """What the table says of a point: `on it`, or who beats it, with `?` where intervals meet."""
         place = next((i for i, each in enumerate(self.trials) if each is trial), None)
         if place is None:
             return "not valid"
         by = self.beaten_by[place]
         if by is None:
-            return "front"
+            return "on it"
         apart = told_apart(self.standings[place].speed, self.standings[by].speed)
-        return f"beaten by {self.trials[by].point.number}" + ("" if apart else ", intervals meet")
+        return f"by {self.trials[by].point.number}" + ("" if apart else "?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,7 +77,7 @@ def method_of(swept: Swept) -> list[str]:
         (
             f"A lone search: one client, {sweep.seconds:g} s (MLPerf's SingleStream). Many: a closed loop of "
             f"{times(bench.num_clients, 'client')}, {sweep.seconds:g} s. Whole searches, text in and ids out, through "
-            "the client; warm-up is left out. No load sends a request twice, and all points of a round get the same ones."
+            "the client; warm-up is left out. No load sends a request twice; all points of a round get the same."
         ),
         (
             "Intervals of latencies and rates are over the windows of all rounds; those of NDCG@10 are of a bootstrap "
@@ -86,7 +86,7 @@ def method_of(swept: Swept) -> list[str]:
         ),
         (
             "A point is on a front if no other has at least its NDCG@10 and at least its speed, and more of one. "
-            "`intervals meet`: it may be beaten by chance alone."
+            "`by 2`: point 2 beats it; `by 2?`: perhaps by chance, since intervals meet."
         ),
         f"Recommended is the fastest whose NDCG@10 is at most {sweep.quality_loss:g} below the best.",
         f"Seed {bench.seed}, one more each round.",

@@ -53,8 +53,8 @@ def _recommended(choice: Choice) -> str:
     tuning = f" {point.host.tuning.flags}".rstrip()
     sentence = (
         f"For {choice.profile} take point {point.title}: {figures}, NDCG@10 {_quality(choice.trial)}. "
-        f"skillserve serve --repository {point.host.subject.name}{tuning}; "
-        f"searches with {point.asking.flags}."
+        f"`skillserve serve --repository {point.host.subject.name}{tuning}`; "
+        f"searches with `{point.asking.flags}`."
     )
     if choice.best is not choice.trial:
         lost = 100 * ((choice.best.ranking or choice.trial.ranking).ndcg - choice.trial.ranking.ndcg)  # type: ignore[union-attr]
@@ -81,7 +81,8 @@ def _with_interval(found: Mean | None, *, signed: bool = False) -> str:
     if found is None:
         return "?"
     sign = "+" if signed else ""
-    return f"{found.mean:{sign}.1f} [{found.low:{sign}.1f}, {found.high:{sign}.1f}]"
+    mean, low, high = (f"{round(value, 1) + 0.0:{sign}.1f}" for value in (found.mean, found.low, found.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def _tables(swept: Swept, fronts: Sequence[Front]) -> list[Table]:
@@ -98,7 +99,7 @@ def _tables(swept: Swept, fronts: Sequence[Front]) -> list[Table]:
                 f"searches/s, {times(swept.bench.num_clients, 'client')}",
                 "NDCG@10",
                 "to the best, paired",
-                *(f"front of {front.profile}" for front in fronts),
+                *(f"{front.profile}: beaten" for front in fronts),
             ],
             rows=[
                 [

@@ -101,7 +101,7 @@ def translate(status: str | None, message: str | None, *, subject: str) -> Skill
         wanted = "a gRPC server; something answers there and hangs up"
         fix = (
             "If it runs, it is not gRPC that listens there: `skillserve serve` prints its gRPC address (--url). "
-            "Or it wants an encrypted connection: --tls."
+            "Or it wants an encrypted connection (--tls), or to know who asks (--tls-certificate)."
         )
     if kind is ServerUnreachable and any(words in lowered for words in _NO_TRUST):
         wanted = "a server whose certificate is believed, and that believes ours"

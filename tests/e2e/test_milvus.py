@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from skillserve.cli import main
+from skillserve.settings import IndexSettings
+from skillserve_client.milvus import MilvusStore
+
 pytestmark = pytest.mark.e2e
 
 
@@ -37,3 +41,27 @@ def test_milvus_answers_what_faiss_answers(
     assert [skill for skill, _ in found] == [skill for skill, _ in faiss]
     assert [similarity for _, similarity in found] == pytest.approx([similarity for _, similarity in faiss], abs=1e-5)
     assert json.loads(skillserve("index", str(catalogue), *models, *milvus).stdout)["status"] == "current"
+
+
+def test_latency_is_measured_with_vectors_in_milvus_and_nothing_stays_there(
+    server: Any, sample_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One load process, since Milvus Lite is held by one; the alias of a live index is neither needed nor moved."""
+    uri = tmp_path / "lite.db"
+    what = ["--repository", server.repository, "--data", sample_data, "--url", server.url, "--levels", "search"]
+    small = ["--length", "smoke", "--scenarios", "index,single", "--num-workers", 1]
+    where = ["--kind", "milvus", "--uri", uri, "--lexical-weight", 0.2]
+    report = tmp_path / "latency.md"
+    code = main(["bench", "latency", *map(str, [*what, *small, *where]), "--out", str(report), "--json"])
+    found = json.loads(capsys.readouterr().out)["figures"]
+    assert [each for each in found["objections"] if "invalid: requests started" not in each] == []
+    assert code == (1 if found["objections"] else 0)
+    assert found["index"]["num_skills"] == 108
+    assert found["levels"]["search"]["measurements"]["single"]["num_answered"] > 0
+    assert "vectors in milvus, lexical weight 0.2" in report.read_text()
+    store = MilvusStore.connect(IndexSettings(kind="milvus", uri=str(uri)))
+    try:
+        assert store.connection.call("list_collections") == []
+        assert not store.has("skillserve")
+    finally:
+        store.close()

@@ -1,4 +1,4 @@
-"""A real Triton whose gRPC is encrypted and asks for certificates: clients and load processes reach it or say why not."""
+"""A real Triton whose gRPC is encrypted and asks for certificates: everybody who asks reaches it or says why not."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_both_clients_get_the_answers_of_a_plain_connection(encrypted: ClientSet
     [
         ({"tls_ca": None}, "--tls-ca"),
         ({"tls_server_name": "another.test"}, "--tls-server-name"),
-        ({"tls_certificate": None, "tls_key": None}, "certificate is believed"),
+        ({"tls_certificate": None, "tls_key": None}, "--tls-certificate"),
         ({"tls": False}, "--tls"),
     ],
 )

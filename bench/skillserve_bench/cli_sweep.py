@@ -52,6 +52,6 @@ def sweep(
             write_recommendation(recommend_to, found.recommendation)
             talk(f"Recommendation written to {recommend_to}")
         elif recommend_to:
-            talk(f"No point could be measured whole: {recommend_to} is not written.")
+            talk(f"Nothing can be recommended, see the report: {recommend_to} is not written.")
     finally:
         conclude(found.findings, environment, files, note, as_json=as_json)

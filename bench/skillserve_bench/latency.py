@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from skillserve.card import read_card
-from skillserve.errors import ServerError, ServerUnreachable, SkillserveError
+from skillserve.errors import ConfigError, ServerError, ServerUnreachable, SkillserveError
 from skillserve.settings import BenchSettings, ClientSettings, IndexSettings, SearchSettings
 from skillserve.skillfile import split_file
 from skillserve.tensors import MODEL_NAMES
@@ -47,6 +47,8 @@ def measure_latency(
     Raises what keeps a measurement from beginning. What happens later ends it, and is told in the report of what was
     measured until then: a server that goes away, an error, Ctrl-C. Peers take part in the level `search`.
     """
+    index = index or IndexSettings()
+    _require_shared(index, settings.levels)
     results: list[Results] = []
     problems: list[str] = []
     built: IndexBuild | None = None
@@ -99,6 +101,17 @@ def measure_latency(
         beside=beside,
     )
     return findings_of(material)
+
+
+def _require_shared(index: IndexSettings, levels: Sequence[Level]) -> None:
+    """Milvus Lite is in the process that opened it, and whole searches are sent by others."""
+    if "search" in levels and index.kind == "milvus" and (index.uri or "").endswith(".db"):
+        raise ConfigError(
+            "setting index.uri",
+            got=f"the local file `{index.uri}`, which one process holds",
+            wanted="the address of a Milvus that load processes reach, too",
+            fix="Name one: --uri http://host:19530, or leave the level out: --levels embedder,reranker",
+        )
 
 
 @contextmanager

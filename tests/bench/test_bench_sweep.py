@@ -161,6 +161,12 @@ def test_recommended_is_the_fastest_that_gives_up_little_quality() -> None:
     assert choose(trials[3:4], "latency", quality_loss=0.0) is None
 
 
+def test_a_ranking_with_requests_that_were_not_answered_does_not_count() -> None:
+    point = trial(1, 1.0, 1.0, 0.5).point
+    (said,) = Trial(point=point, ranking=Ranking(values=(1.0, 0.0), num_answered=1)).objections
+    assert said.startswith("quality: 1 request without an answer")
+
+
 def test_each_repository_has_a_recommendation_of_its_own(tmp_path: Path) -> None:
     int8 = {name: ServedAs(digest=each.digest, precision="int8") for name, each in BOTH.items()}
     trials = [trial(1, 10.0, 30.0, 0.8), trial(2, 5.0, 60.0, 0.75, where=subject("int8", int8))]

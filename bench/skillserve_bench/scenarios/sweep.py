@@ -29,7 +29,7 @@ class Sweep:
 
     findings: Findings
     recommendation: Recommendation | None
-    """None if no point could be measured whole."""
+    """None if no point could be measured whole, or the sweep was interrupted."""
 
 
 def measure_sweep(repositories: Sequence[Path], data: Path, *, settings: Settings, environment: Environment) -> Sweep:
@@ -60,9 +60,11 @@ def measure_sweep(repositories: Sequence[Path], data: Path, *, settings: Setting
             if not any(trial.lone for trial in course.trials):
                 raise
             interrupted = True
-    recommendation = recommendation_of(
-        course.trials, environment, num_clients=bench.num_clients, quality_loss=sweep.quality_loss
-    )
+    recommendation = None
+    if not interrupted:  # points of fewer rounds than others are no base to serve by
+        recommendation = recommendation_of(
+            course.trials, environment, num_clients=bench.num_clients, quality_loss=sweep.quality_loss
+        )
     num_judged = min(len(judged.queries), sweep.num_judged)
     swept = Swept(
         trials=course.trials,

@@ -69,6 +69,8 @@ class Trial:
             if each.failures:
                 kinds = ", ".join(f"{num} {kind}" for kind, num in sorted(each.failures.items()))
                 found.append(f"{each.scenario}: failed: {kinds}")
+        if self.ranking and (missing := self.ranking.num_requests - self.ranking.num_answered):
+            found.append(f"quality: {times(missing, 'request')} without an answer, which counts as a wrong one")
         return list(dict.fromkeys(found))
 
     @property
@@ -161,17 +163,20 @@ class Course:
         """Quality is measured once where answers are the same: threads and instances change none."""
         asking = trial.point.asking
         key = (trial.point.host.subject.repository, asking.candidates, asking.rerank_depth)
-        if key not in self._rankings:
-            self._rankings[key] = rank(
-                generator,
-                contender,
-                str.encode,
-                self._judged,
-                most=self._sweep.num_judged,
-                window_s=self._length.window_s,
-                seed=self._bench.seed,
-            )
-        return self._rankings[key]
+        if key in self._rankings:
+            return self._rankings[key]
+        found = rank(
+            generator,
+            contender,
+            str.encode,
+            self._judged,
+            most=self._sweep.num_judged,
+            window_s=self._length.window_s,
+            seed=self._bench.seed,
+        )
+        if found.num_answered == found.num_requests:  # what one server did not answer, another may
+            self._rankings[key] = found
+        return found
 
 
 def _latency(found: Sequence[Measurement], share: float) -> Estimate:

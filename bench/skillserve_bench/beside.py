@@ -149,7 +149,7 @@ def _figures(entrant: Entrant, ranking: Ranking | None) -> dict[str, Any]:
         "version": entrant.version,
         "reranker": entrant.reranker,
         "threads": entrant.threads,
-        "quality": None if ranking is None else asdict(ranking),
+        "quality": None if ranking is None else ranking.to_dict(),
     }
 
 

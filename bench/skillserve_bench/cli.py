@@ -1,9 +1,8 @@
-"""The commands `skillserve bench quality|ranking|batching|overhead|score|speed|latency|compare`, without `peers`."""
+"""The commands `skillserve bench …`, without `peers` and `sweep`, which have files of their own."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -14,14 +13,15 @@ from skillserve.console import out as results
 from skillserve.console import print_json, talk
 from skillserve.flags import Json, with_settings
 from skillserve.settings import Settings
-from skillserve_bench import cli_peers
+from skillserve_bench import cli_peers, cli_sweep
 from skillserve_bench.cli_peers import PeerEmbedder, PeerNames, PeerPadded, PeerReranker
+from skillserve_bench.cli_reports import Note, Out, conclude, report_files
 from skillserve_bench.compare import compare_reports, comparison_table, read_report
-from skillserve_bench.environment import Environment, observe, portable_command
+from skillserve_bench.environment import observe
 from skillserve_bench.figures import times
 from skillserve_bench.latency import measure_latency
 from skillserve_bench.peers.sentence_transformers import PACKAGES
-from skillserve_bench.report import Findings, Report, check_files, deliver, terminal_table
+from skillserve_bench.report import terminal_table
 from skillserve_bench.scenarios.batching import measure_batching
 from skillserve_bench.scenarios.overhead import measure_overhead
 from skillserve_bench.scenarios.quality import find_catalogue, measure_quality
@@ -35,6 +35,7 @@ __all__ = ["app"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cli_peers.app, name="peers")
+app.command()(cli_sweep.sweep)
 
 Data = Annotated[
     Path | None,
@@ -45,11 +46,6 @@ Data = Annotated[
 Repository = Annotated[
     Path, typer.Option(help="model repository with the packed embedder; served for the occasion unless there is a url")
 ]
-Out = Annotated[
-    list[Path] | None,
-    typer.Option(help="write the report to this .md, .html or .json file; may be given more than once"),
-]
-Note = Annotated[list[str] | None, typer.Option(help="add a line to the report; may be given more than once")]
 
 
 @app.callback()
@@ -70,12 +66,12 @@ def quality(
     as_json: Json = False,
 ) -> None:
     """Compare the rankings of the served embedder with sentence-transformers'."""
-    files = _files(out)
+    files = report_files(out)
     environment = observe(PACKAGES)
     catalogue = find_catalogue(data)
     with _server(repository, settings) as server:
         findings = measure_quality(server, catalogue, weights=weights, repository=repository, client=settings.client)
-    _conclude(findings, environment, files, note, as_json=as_json)
+    conclude(findings, environment, files, note, as_json=as_json)
 
 
 @app.command()
@@ -100,10 +96,10 @@ def ranking(
     as_json: Json = False,
 ) -> None:
     """Compare how well systems find the right skills: what tuning, words, parts and reranking gain."""
-    files = _files(out)
+    files = report_files(out)
     environment = observe((*PACKAGES, "bm25s"))
     findings = measure_ranking(systems, data, pools=["split", "union"] if union else ["split"], settings=settings)
-    _conclude(findings, environment, files, note, as_json=as_json)
+    conclude(findings, environment, files, note, as_json=as_json)
 
 
 @app.command()
@@ -119,11 +115,11 @@ def batching(
     as_json: Json = False,
 ) -> None:
     """Compare throughput without padding and with it, for requests of mixed lengths."""
-    files = _files(out)
+    files = report_files(out)
     environment = observe()
     with started_server(packed) as packed_server, started_server(padded) as padded_server:
         findings = measure_batching(packed_server, padded_server, repository=packed, data=data, settings=settings.bench)
-    _conclude(findings, environment, files, note, as_json=as_json)
+    conclude(findings, environment, files, note, as_json=as_json)
 
 
 @app.command()
@@ -140,11 +136,11 @@ def overhead(
     as_json: Json = False,
 ) -> None:
     """Compare the server with the same graph in process: latency of lone requests, throughput under load."""
-    files = _files(out)
+    files = report_files(out)
     environment = observe()
     with _server(repository, settings) as server:
         findings = measure_overhead(server, repository=repository, data=data, settings=settings.bench)
-    _conclude(findings, environment, files, note, as_json=as_json)
+    conclude(findings, environment, files, note, as_json=as_json)
 
 
 @app.command()
@@ -155,6 +151,7 @@ def overhead(
     ),
     "bench.seed",
     "bench.peers_folder",
+    *(f"index.{name}" for name in ("kind", "uri", "milvus_timeout_s", "lexical_weight", "part_weight")),
     "client",
 )
 def latency(
@@ -171,7 +168,7 @@ def latency(
     as_json: Json = False,
 ) -> None:
     """Measure latency and throughput of embedder, reranker and the whole search under load, beside peers if invited."""
-    files = _files(out)
+    files = report_files(out)
     peers = cli_peers.invited(
         peer,
         settings.bench,
@@ -187,9 +184,10 @@ def latency(
             data=data,
             settings=settings.bench,
             client=settings.client,
+            index=settings.index,
             invited=peers,
         )
-    _conclude(findings, environment, files, note, as_json=as_json)
+    conclude(findings, environment, files, note, as_json=as_json)
 
 
 @app.command()
@@ -228,13 +226,13 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Compare batch scoring with the bare graph, in process and through the server, and kill it."""
-    files = _files(out)
+    files = report_files(out)
     environment = observe()
     with _server(repository, settings) as server:
         findings = measure_score(
             server, repository=repository, catalogue=catalogue, num_kills=kills, settings=settings.bench
         )
-    _conclude(findings, environment, files, note, as_json=as_json)
+    conclude(findings, environment, files, note, as_json=as_json)
 
 
 @app.command()
@@ -262,13 +260,13 @@ def speed(
     as_json: Json = False,
 ) -> None:
     """Compare the graph's speed with the machine's, with other implementations, and with a server's."""
-    files = _files(out)
+    files = report_files(out)
     environment = observe((*PACKAGES, "optimum-onnx", "openvino"))
     corpus = read_corpus(data, num_skills=num_skills, num_requests=num_requests, seed=settings.bench.seed)
     subject = Subject(weights=weights, reranker_weights=reranker_weights, packed=repository, padded=tuple(padded or ()))
     max_tokens = settings.client.max_request_tokens
     findings = measure_speed(subject, corpus, settings=settings.bench, max_tokens=max_tokens)
-    _conclude(findings, environment, files, note, as_json=as_json)
+    conclude(findings, environment, files, note, as_json=as_json)
 
 
 @contextmanager
@@ -279,25 +277,3 @@ def _server(repository: Path, settings: Settings) -> Iterator[Server]:
     else:
         with started_server(repository) as server:
             yield server
-
-
-def _files(out: Sequence[Path] | None) -> tuple[Path, ...]:
-    """Where the report goes, checked before anything is measured."""
-    files = tuple(out or ())
-    check_files(files)
-    return files
-
-
-def _conclude(
-    findings: Findings, environment: Environment, files: Sequence[Path], notes: Sequence[str] | None, *, as_json: bool
-) -> None:
-    """Deliver the report; exit 1 if the answers were wrong. The environment is that of the beginning."""
-    report = Report(
-        findings=findings,
-        environment=environment,
-        command=portable_command(sys.argv[1:]),
-        notes=tuple(notes or ()),
-    )
-    deliver(report, files=files, as_json=as_json)
-    if not findings.passed:
-        raise typer.Exit(1)

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from skillserve.machine import num_cores, processor
 from skillserve_bench.gpus import gpu_names
 
 __all__ = ["Environment", "observe", "portable_command"]
@@ -52,8 +53,8 @@ def observe(packages: Sequence[str] = ()) -> Environment:
     return Environment(
         date=datetime.now(UTC).date().isoformat(),
         commit=_commit(Path(__file__).parent),
-        processor=_processor(),
-        num_cores=len(os.sched_getaffinity(0)),
+        processor=processor(),
+        num_cores=num_cores(),
         memory_gib=round(pages * page_bytes / 2**30, 1),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
@@ -82,14 +83,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _commit(folder: Path) -> str:

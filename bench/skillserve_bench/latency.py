@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from skillserve.card import read_card
-from skillserve.errors import ServerError, ServerUnreachable, SkillserveError
-from skillserve.settings import BenchSettings, ClientSettings, SearchSettings
+from skillserve.errors import ConfigError, ServerError, ServerUnreachable, SkillserveError
+from skillserve.settings import BenchSettings, ClientSettings, IndexSettings, SearchSettings
 from skillserve.skillfile import split_file
 from skillserve.tensors import MODEL_NAMES
 from skillserve_bench.beside import Beside
@@ -37,16 +37,21 @@ def measure_latency(
     data: Path,
     settings: BenchSettings,
     client: ClientSettings,
+    index: IndexSettings | None = None,
     invited: Invited | None = None,
 ) -> Findings:
     """Measure the levels and scenarios of the settings; `repository` is the server's, for cards and tokenizers.
 
+    `index` says how the bundle of the level `search` is built; its folders and its alias are the measurement's own.
+
     Raises what keeps a measurement from beginning. What happens later ends it, and is told in the report of what was
     measured until then: a server that goes away, an error, Ctrl-C. Peers take part in the level `search`.
     """
+    index = index or IndexSettings()
+    _require_shared(index, settings.levels)
     results: list[Results] = []
     problems: list[str] = []
-    index: IndexBuild | None = None
+    built: IndexBuild | None = None
     beside: Beside | None = None
     search = SearchSettings()
     judged: Judged | None = None
@@ -56,12 +61,14 @@ def measure_latency(
         invited.require(read_card(repository / MODEL_NAMES["embedder"]), reranks=reranks)
         search = SearchSettings(rerank_depth=MULTI if reranks else 0, top_k=DEPTH)
     with (
-        open_lines(server, repository=repository, data=data, client=client, search=search, seed=settings.seed) as lines,
+        open_lines(
+            server, repository=repository, data=data, client=client, search=search, seed=settings.seed, index=index
+        ) as lines,
         Generator(num_workers=num_workers_for(settings.num_workers)) as generator,
     ):
         try:
             if "index" in settings.scenarios or "search" in settings.levels:
-                index = lines.build_index()
+                built = lines.build_index()
             for level in settings.levels:
                 if invited and judged is not None and level == "search":
                     with _field(invited, lines, server, repository, data, search, settings, client) as field:
@@ -74,7 +81,7 @@ def measure_latency(
                 if generator.interrupted or stand.results.problem:
                     break
         except SkillserveError as error:
-            if not results or (isinstance(error, ServerUnreachable) and index is None):
+            if not results or (isinstance(error, ServerUnreachable) and built is None):
                 raise
             problems.append(str(error))
         except KeyboardInterrupt:
@@ -85,7 +92,7 @@ def measure_latency(
     material = Material(
         server=server.version,
         results=results,
-        index=index if "index" in settings.scenarios else None,
+        index=built if "index" in settings.scenarios else None,
         sources=_sources(lines),
         lens={role: supply.lens for role, supply in lines.supplies.items()},
         settings=settings,
@@ -94,6 +101,17 @@ def measure_latency(
         beside=beside,
     )
     return findings_of(material)
+
+
+def _require_shared(index: IndexSettings, levels: Sequence[Level]) -> None:
+    """Milvus Lite is in the process that opened it, and whole searches are sent by others."""
+    if "search" in levels and index.kind == "milvus" and (index.uri or "").endswith(".db"):
+        raise ConfigError(
+            "setting index.uri",
+            got=f"the local file `{index.uri}`, which one process holds",
+            wanted="the address of a Milvus that load processes reach, too",
+            fix="Name one: --uri http://host:19530, or leave the level out: --levels embedder,reranker",
+        )
 
 
 @contextmanager
@@ -121,7 +139,7 @@ def _field(
     with opened_field(
         invited,
         ours,
-        bundles=lines.bundles,
+        index=lines.index,
         texts=lambda: read_texts(data, seed=settings.seed),
         search=search,
         client=client,
@@ -160,6 +178,14 @@ def _measure_field(
 
 
 def _sources(lines: Lines) -> Sequence[str]:
+    index = lines.index
+    return [
+        f"Bundle: vectors in {index.kind}, lexical weight {index.lexical_weight:g}, part weight {index.part_weight:g}.",
+        *_requests(lines),
+    ]
+
+
+def _requests(lines: Lines) -> Sequence[str]:
     return [
         f"Requests for {level}: {texts.num_real:,} real ones, and {texts.num_composed:,} put together from the "
         "beginning of one and the end of another."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,8 @@ from skillserve_bench.measurement import Contender
 from skillserve_bench.server import Server
 from skillserve_bench.supply import Supply, Texts, TextSupply, embedder_supply, read_texts, reranker_supply
 from skillserve_client import Triton, build_bundle
+from skillserve_client.doors import withdraw_collection
+from skillserve_client.manifest import Collection
 
 __all__ = ["IndexBuild", "Level", "Lines", "open_lines"]
 
@@ -47,7 +50,7 @@ class Lines:
         *,
         repository: Path,
         data: Path,
-        bundles: Path,
+        index: IndexSettings,
         client: ClientSettings,
         search: SearchSettings,
         seed: int,
@@ -55,8 +58,10 @@ class Lines:
         self._search = search
         self._server, self._triton, self._client = server, triton, client
         self._repository, self._data, self._seed = repository, data, seed
-        self.bundles = bundles
-        """Folder of the bundle, once the index is built."""
+        self.index = index
+        """Where the bundle is, once it is built, and its vectors, if Milvus has them."""
+        self.collection: Collection | None = None
+        """Of that bundle in Milvus."""
         self.texts: dict[Level, Texts] = {}
         self.supplies: dict[Role, Supply] = {}
         """By model; they know the lengths of what was sent."""
@@ -65,7 +70,7 @@ class Lines:
         """What is driven at a level. Raises RepositoryError if the server has no such model, or another one."""
         texts = self.texts[level] = read_texts(self._data, seed=self._seed)
         if level == "search":
-            search = SearchTarget(self._client, self.bundles, self._search)
+            search = SearchTarget(self._client, self.index, self._search)
             roles: tuple[Role, ...] = ("embedder", "reranker") if self._has_reranker() else ("embedder",)
             return self._contender(level, search, TextSupply(texts, str.encode), roles)
         folder = self._repository / MODEL_NAMES[level]
@@ -76,7 +81,7 @@ class Lines:
             skills = read_skills(split_file(self._data, "skills", "test"))
             supply = reranker_supply(model, folder, texts, skills, seed=self._seed)
         self.supplies[level] = supply
-        target = InferTarget(self._client.url, model, self._client.timeout_s)
+        target = InferTarget(self._client, model)
         contender = self._contender(level, target, supply, (level,))
         longest = model.max_sequence_tokens or self._client.max_request_tokens
         budget = min(self._client.max_request_tokens, model.max_request_tokens or self._client.max_request_tokens)
@@ -86,7 +91,7 @@ class Lines:
         """Embed and index the test split's skills through the server, from nothing."""
         catalogue = split_file(self._data, "skills", "test")
         begin = time.monotonic()
-        build_bundle(catalogue, self._triton, index=IndexSettings(models=self._repository, bundles=self.bundles))
+        self.collection = build_bundle(catalogue, self._triton, index=self.index).manifest.collection
         return IndexBuild(seconds=time.monotonic() - begin, num_skills=len(read_skills(catalogue)))
 
     def _has_reranker(self) -> bool:
@@ -105,20 +110,41 @@ class Lines:
 
 @contextmanager
 def open_lines(
-    server: Server, *, repository: Path, data: Path, client: ClientSettings, search: SearchSettings, seed: int
+    server: Server,
+    *,
+    repository: Path,
+    data: Path,
+    client: ClientSettings,
+    search: SearchSettings,
+    seed: int,
+    index: IndexSettings | None = None,
+    bundles: Path | None = None,
 ) -> Iterator[Lines]:
-    """The levels of a server, with a folder for its bundle that is removed in the end."""
-    client = client.model_copy(update={"url": server.url})
+    """The levels of a server; without a folder for its bundle, in one that is removed in the end.
+
+    `index` says how the bundle is built: who keeps the vectors, and the weights of the first stage. A collection in
+    Milvus goes under an alias of its own, which nobody else follows, and is removed with the folder.
+    """
+    client = server.reached(client)
     with ExitStack() as stack:
-        bundles = Path(stack.enter_context(TemporaryDirectory())) / "bundles"
-        triton = stack.enter_context(Triton(client))
-        yield Lines(
+        index = index or IndexSettings()
+        own = {
+            "models": repository,
+            "bundles": bundles or Path(stack.enter_context(TemporaryDirectory())) / "bundles",
+            "alias": f"{index.alias}_bench_{secrets.token_hex(4)}",
+        }
+        lines = Lines(
             server,
-            triton,
+            stack.enter_context(Triton(client)),
             repository=repository,
             data=data,
-            bundles=bundles,
+            index=index.model_copy(update=own),
             client=client,
             search=search,
             seed=seed,
         )
+        try:
+            yield lines
+        finally:
+            if lines.collection is not None and bundles is None:
+                withdraw_collection(lines.collection, lines.index)

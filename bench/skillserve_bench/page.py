@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -12,17 +13,19 @@ if TYPE_CHECKING:
 
 __all__ = ["html_page"]
 
+_CODE = re.compile(r"`([^`]+)`")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76em; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; margin-bottom: .3em; } h2 { font-size: 1.1em; margin: 1.6em 0 .4em; }
-.verdict { padding: .6em 1em; border-left: 6px solid #2f8f4e; background: #f3f8f4; }
+.verdict { margin-bottom: 1.4em; padding: .6em 1em; border-left: 6px solid #2f8f4e; background: #f3f8f4; }
 .verdict.bad { border-color: #c23b22; background: #fbf1ef; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(24em, 1fr)); gap: 1.2em; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(32em, 100%), 1fr)); gap: 1.6em; }
 figure { margin: 0; } figcaption { font-weight: 600; } img { width: 100%; height: auto; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25em .7em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { border-bottom-color: #888; }
-li { margin: .2em 0; } code { overflow-wrap: anywhere; }
+th:first-child, td:first-child { text-align: left; }
+th { border-bottom-color: #888; vertical-align: bottom; white-space: normal; }
+li { margin: .2em 0; } code { font-size: .93em; overflow-wrap: anywhere; }
 """
 
 
@@ -33,7 +36,7 @@ def html_page(report: Report, *, circumstances: Sequence[str]) -> str:
     charts = "".join(map(_figure, findings.charts))
     parts = [
         f"<h1>{escape(findings.title)}</h1>",
-        f'<div class="{verdict}">{"".join(f"<p>{escape(line)}</p>" for line in findings.summary)}</div>',
+        f'<div class="{verdict}">{"".join(f"<p>{_words(line)}</p>" for line in findings.summary)}</div>',
         f'<div class="charts">{charts}</div>' if charts else "",
         *map(_table, findings.tables),
         f"<h2>How it was measured</h2>{_list([*findings.method, *report.notes])}",
@@ -46,6 +49,11 @@ def html_page(report: Report, *, circumstances: Sequence[str]) -> str:
         + "\n".join(part for part in parts if part)
         + "\n</body></html>\n"
     )
+
+
+def _words(line: str) -> str:
+    """A sentence; what stands between backticks, as in Markdown, is code."""
+    return _CODE.sub(r"<code>\1</code>", escape(line))
 
 
 def _figure(chart: Chart) -> str:
@@ -62,4 +70,4 @@ def _table(table: Table) -> str:
 
 
 def _list(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+    return f"<ul>{''.join(f'<li>{_words(line)}</li>' for line in lines)}</ul>"

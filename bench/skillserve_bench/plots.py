@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from skillserve_bench.intervals import Estimate
 from skillserve_bench.load.histogram import Histogram
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
-__all__ = ["draw_bars", "draw_cdfs", "draw_counts", "draw_lengths", "draw_rates", "draw_timeline"]
+__all__ = ["Spot", "draw_bars", "draw_cdfs", "draw_counts", "draw_front", "draw_lengths", "draw_rates", "draw_timeline"]
 
 _WIDTH_IN, _HEIGHT_IN = 6.4, 3.8
 _COLOURS = ("#1f5fa8", "#c23b22", "#2f8f4e", "#8a5fb0", "#b07d1f", "#555555")
 _TICKS = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
 _LENGTH_BINS = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spot:
+    """A point of two figures, one with an interval."""
+
+    label: str
+    x: Estimate
+    y: float
+    on_front: bool
 
 
 def draw_cdfs(latencies: Mapping[str, Histogram]) -> str:
@@ -39,6 +53,7 @@ def draw_cdfs(latencies: Mapping[str, Histogram]) -> str:
             shares = (np.cumsum(counts) - counts / 2) / counts.sum()
             axes.plot(values / 1e3, -np.log10(1 - shares), color=colour, label=f"{name} ({counts.sum():,})")
         axes.set_xscale("log")
+        _plain(axes.xaxis)
         axes.set_yticks([nines(tick) for tick in _TICKS], ["0", *(f"p{tick * 100:g}" for tick in _TICKS[1:])])
         axes.set(xlabel="latency from the scheduled start, ms", ylabel="share of answers")
         axes.legend(fontsize=8, frameon=False)
@@ -63,6 +78,7 @@ def draw_rates(points: Sequence[tuple[float, Estimate, Estimate, bool]], *, boun
         if failed:
             axes.plot(*zip(*failed, strict=True), "x", color="black", ms=9, label="bound not kept")
         axes.set(xlabel="offered requests a second", ylabel="latency, ms", yscale="log")
+        _plain(axes.yaxis)
         axes.legend(fontsize=8, frameon=False)
 
     return _svg(onto)
@@ -105,7 +121,7 @@ def draw_counts(executions: Mapping[str, Mapping[int, int]]) -> str:
             shares = [sizes[size] / total for size in sorted(sizes)]
             axes.bar(xs, shares, width=width, color=_COLOURS[place % len(_COLOURS)], label=f"{name} ({total:,})")
         axes.set(xlabel="requests joined in one execution", ylabel="share of executions")
-        axes.legend(fontsize=8, frameon=False)
+        _legend_below(axes)
 
     return _svg(onto)
 
@@ -120,7 +136,7 @@ def draw_lengths(lens: Mapping[str, Sequence[int]]) -> str:
             label = f"{name} ({len(each):,}, mean {np.mean(each):.0f})"
             axes.hist(each, bins=bins, weights=[1 / len(each)] * len(each), color=colour, alpha=0.6, label=label)
         axes.set(xlabel="tokens of a sequence", ylabel="share of sequences")
-        axes.legend(fontsize=8, frameon=False)
+        _legend_below(axes)
 
     return _svg(onto)
 
@@ -136,13 +152,51 @@ def draw_timeline(
         axes.plot(seconds, [point[1] for point in points], color=_COLOURS[1], label="p99 latency, ms (left)")
         axes.axhline(bound_ms, color=_COLOURS[-1], linestyle="--", linewidth=1, label=f"bound {bound_ms:g} ms")
         axes.set(xlabel="seconds", ylabel="latency, ms", yscale="log")
+        _plain(axes.yaxis)
         shares = axes.twinx()
         shares.plot(seconds, [point[2] for point in points], color=_COLOURS[0], label="share within the bound (right)")
         shares.set(ylim=(-0.03, 1.03), ylabel="share of requests")
-        lines = [handle for each in (axes, shares) for handle in each.get_legend_handles_labels()[0]]
-        axes.legend(handles=lines, fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+        _legend_below(axes, [handle for each in (axes, shares) for handle in each.get_legend_handles_labels()[0]])
 
     return _svg(onto)
+
+
+def draw_front(spots: Sequence[Spot], *, xlabel: str, ylabel: str, less_is_better: bool) -> str:
+    """Quality against speed: the front in colour and connected, what it beats in grey, by numbers."""
+
+    def onto(axes: Axes) -> None:
+        front = sorted((spot for spot in spots if spot.on_front), key=lambda spot: spot.x.value)
+        # Between two points of a front the worse quality is what the better speed buys, hence steps.
+        steps: Literal["post", "pre"] = "post" if less_is_better else "pre"
+        places = [spot.x.value for spot in front], [spot.y for spot in front]
+        axes.step(*places, where=steps, color=_COLOURS[0], linewidth=1, label="front")
+        for spot in spots:
+            colour = _COLOURS[0] if spot.on_front else "#999999"
+            if spot.x.low is not None and spot.x.high is not None:
+                axes.plot([spot.x.low, spot.x.high], [spot.y, spot.y], color=colour, linewidth=1)
+            axes.plot([spot.x.value], [spot.y], "o", color=colour, ms=5)
+            axes.annotate(
+                spot.label, (spot.x.value, spot.y), xytext=(3, 5), textcoords="offset points", fontsize=8, color=colour
+            )
+        axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
+        _plain(axes.xaxis)
+        axes.margins(0.1)
+        axes.legend(fontsize=8, frameon=False)
+
+    return _svg(onto)
+
+
+def _plain(axis: Axis) -> None:
+    """Ticks of a logarithmic axis as people write numbers: 5, 10, 20, and not powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _legend_below(axes: Axes, handles: Sequence[Artist] | None = None) -> None:
+    """Under the chart, where it hides nothing."""
+    found = axes.get_legend_handles_labels()[0] if handles is None else handles
+    axes.legend(handles=found, fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
 
 
 def _svg(onto: Callable[[Axes], None], *, height_in: float = _HEIGHT_IN) -> str:

@@ -20,7 +20,18 @@ from skillserve_bench.environment import Environment
 from skillserve_bench.page import html_page
 from skillserve_bench.processor import Usage
 
-__all__ = ["Chart", "Findings", "Report", "Table", "check_files", "cores", "deliver", "markdown", "terminal_table"]
+__all__ = [
+    "Chart",
+    "Findings",
+    "Report",
+    "Table",
+    "check_files",
+    "cores",
+    "deliver",
+    "markdown",
+    "require_place",
+    "terminal_table",
+]
 
 
 _ESCAPED_BAR = "\\|"
@@ -126,20 +137,25 @@ def check_files(files: Sequence[Path]) -> None:
                 wanted=f"one of {', '.join(_FORMS)}",
                 fix="Name another file: the ending of --out says how the report is written.",
             )
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=file.parent) as trial:
-                trial.write(b"report")
-        except OSError as error:
-            raise _unwritten(file, error) from error
+        require_place(file)
 
 
-def _unwritten(file: Path, error: OSError) -> ConfigError:
+def require_place(file: Path, *, option: str = "--out") -> None:
+    """Raise ConfigError, in the name of an option, where a file cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent) as trial:
+            trial.write(b"report")
+    except OSError as error:
+        raise _unwritten(file, error, option) from error
+
+
+def _unwritten(file: Path, error: OSError, option: str = "--out") -> ConfigError:
     return ConfigError(
         f"report `{file}`",
         got=error.strerror or str(error),
         wanted="room and permission to write it",
-        fix="Name another place with --out, or make room.",
+        fix=f"Name another place with {option}, or make room.",
     )
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritonclient.grpc import InferenceServerClient
-
 from skillserve import errors
 from skillserve.console import talk
+from skillserve.recommendation import Tuning
 from skillserve.settings import ClientSettings
+from skillserve.settings.client import TLS_FIELDS
 from skillserve_bench.child import first_event, stop, terminable
 from skillserve_client import Triton
 
@@ -31,38 +31,45 @@ _SERVE = (sys.executable, "-m", "skillserve", "serve")
 class Server:
     """Where a server answers, and what it is."""
 
-    url: str
-    """gRPC address."""
+    client: ClientSettings
+    """How it is reached: its address, and whether the connection is encrypted."""
     version: str
     """As `Triton 2.51.0 (embedded)`."""
     pid: int | None
     """Its process; None for a server that was not started here."""
+
+    @property
+    def url(self) -> str:
+        """Its gRPC address."""
+        return self.client.url
+
+    def reached(self, client: ClientSettings | None = None) -> ClientSettings:
+        """A client's settings, with this server's address and encryption."""
+        ours = {name: getattr(self.client, name) for name in ("url", *TLS_FIELDS)}
+        return (client or ClientSettings()).model_copy(update=ours)
 
 
 def given_server(settings: ClientSettings) -> Server:
     """A server that runs already; raises ServerUnreachable (exit 5) if none answers there."""
     with Triton(settings) as triton:
         triton.served("embedder")
-    client = InferenceServerClient(settings.url)
-    try:
-        version = client.get_server_metadata(client_timeout=settings.timeout_s).version
-    finally:
-        client.close()
-    return Server(url=settings.url, version=f"Triton {version} (given)", pid=None)
+        version = triton.server().split()[-1]
+    return Server(client=settings, version=f"Triton {version} (given)", pid=None)
 
 
 @contextmanager
-def started_server(repository: Path) -> Iterator[Server]:
+def started_server(repository: Path, *, tuning: Tuning | None = None) -> Iterator[Server]:
     """Serve a repository on free loopback ports while the block runs. Raises what `skillserve serve` reports."""
     with ExitStack() as stack:
         stack.enter_context(terminable())
         http, grpc, metrics = _free_ports(3)
         ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
+        flags = tuning.flags.split() if tuning else []
         told = stack.enter_context(tempfile.TemporaryFile())
         process = stack.enter_context(
             # A session of its own: Ctrl-C reaches this process alone, which then stops the server in order.
             subprocess.Popen(  # noqa: S603, RUF100
-                [*_SERVE, "--repository", str(repository), *ports, "--json"],
+                [*_SERVE, "--repository", str(repository), *ports, *flags, "--json"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=told,
@@ -76,7 +83,7 @@ def started_server(repository: Path) -> Iterator[Server]:
             told.seek(0)
             raise _failure(repository, ready, told.read().decode(errors="replace"))
         kind, version = ready["server"]["kind"], ready["server"]["version"]
-        yield Server(url=ready["grpc"], version=f"Triton {version} ({kind})", pid=ready["pid"])
+        yield Server(client=ClientSettings(url=ready["grpc"]), version=f"Triton {version} ({kind})", pid=ready["pid"])
 
 
 def _free_ports(num: int) -> list[int]:

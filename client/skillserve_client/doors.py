@@ -21,7 +21,7 @@ from skillserve_client.vectors import Identity, VectorIndex
 if TYPE_CHECKING:
     from skillserve_client.milvus import MilvusStore
 
-__all__ = ["Draft", "drafted", "drop_collection", "open_collection"]
+__all__ = ["Draft", "drafted", "drop_collection", "open_collection", "withdraw_collection"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +94,18 @@ def drop_collection(name: str, settings: IndexSettings) -> None:
             store.close()
     except SkillserveError as error:
         talk(f"The collection {name} of a removed bundle stays in Milvus: {error.got} ({error.subject}).")
+
+
+def withdraw_collection(collection: Collection, settings: IndexSettings) -> None:
+    """Remove a collection together with its alias, such as a measurement's own; where that fails, it is only told."""
+    try:
+        store = _store(settings)
+        try:
+            store.withdraw(collection.alias, collection.name)
+        finally:
+            store.close()
+    except SkillserveError as error:
+        talk(f"The collection {collection.name} stays in Milvus: {error.got} ({error.subject}).")
 
 
 def _store(settings: IndexSettings) -> MilvusStore:

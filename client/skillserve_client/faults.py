@@ -59,6 +59,9 @@ _LOST = (
     "endpoint closing",
 )
 
+_NO_TRUST = ("certificate", "handshake", "ssl_error", "verification check")
+"""What is heard when a connection is not believed, or one side speaks TLS and the other does not."""
+
 _NO_GRPC = ("socket closed", "settings frame")
 """What is heard when something answers that does not speak gRPC, an HTTP port for example."""
 
@@ -96,7 +99,15 @@ def translate(status: str | None, message: str | None, *, subject: str) -> Skill
     wanted, fix = _WANTED[kind]
     if kind is ServerUnreachable and any(words in lowered for words in _NO_GRPC):
         wanted = "a gRPC server; something answers there and hangs up"
-        fix = "If it runs, it is not gRPC that listens there: `skillserve serve` prints its gRPC address (--url)."
+        fix = (
+            "If it runs, it is not gRPC that listens there: `skillserve serve` prints its gRPC address (--url). "
+            "Or it wants an encrypted connection (--tls), or to know who asks (--tls-certificate)."
+        )
+    if kind is ServerUnreachable and any(words in lowered for words in _NO_TRUST):
+        wanted = "a server whose certificate is believed, and that believes ours"
+        fix = (
+            "Name the authority that signed it (--tls-ca), the name it carries (--tls-server-name), or leave out --tls."
+        )
     return kind(subject, got=f"{code}: {text}", wanted=wanted, fix=fix)
 
 

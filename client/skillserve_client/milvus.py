@@ -200,6 +200,12 @@ class MilvusStore:
         except SkillserveError as error:
             talk(f"The collection {name} could not be removed from Milvus: {error.got}.")
 
+    def withdraw(self, alias: str, name: str) -> None:
+        """Remove a collection and the alias that names it; raises ServerError for the alias."""
+        if self.aliased(alias) == name:
+            self.connection.call("drop_alias", alias)
+        self.drop(name)
+
     def aliased(self, alias: str) -> str | None:
         """The collection that an alias names; raises ConfigError where a collection itself is called so."""
         if alias in self.connection.call("list_aliases")["aliases"]:

@@ -23,9 +23,10 @@ from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Ids, Role
 from skillserve_client.calls import Calls
 from skillserve_client.faults import Attempts, translate
 from skillserve_client.slots import Slots
+from skillserve_client.tls import read_pem
 from skillserve_client.wire import Floats, Progress, ServedModel, Statistics, collect, cut, encode, require_digest
 
-__all__ = ["AsyncTriton", "Triton"]
+__all__ = ["AsyncTriton", "Triton", "credentials", "named_server"]
 
 Reply = TypeVar("Reply")
 
@@ -45,12 +46,33 @@ _CHANNEL_ARGS = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 
+_SERVER_NAME = "grpc.ssl_target_name_override"
+
 _VENDOR_ERRORS = (InferenceServerException, grpc.RpcError, grpc.aio.UsageError, ValueError)
 """What a call may raise; ValueError and UsageError come from a channel that was closed."""
 
 
+def credentials(settings: ClientSettings) -> grpc.ChannelCredentials | None:
+    """For gRPC's own channels, such as a load generator's; None without TLS. Raises ConfigError for a file."""
+    pem = read_pem(settings)
+    return pem and grpc.ssl_channel_credentials(pem.authorities, pem.key, pem.certificate)
+
+
+def named_server(settings: ClientSettings) -> list[tuple[str, str]]:
+    """The channel argument that says whose certificate is expected, if it is not the host's."""
+    return [(_SERVER_NAME, settings.tls_server_name)] if settings.tls_server_name else []
+
+
 class _Requests(Calls):
     """Everything about a call except sending it."""
+
+    def channel(self) -> dict[str, Any]:
+        """Arguments of either client of tritonclient."""
+        return {
+            "url": self.settings.url,
+            "creds": credentials(self.settings),
+            "channel_args": [*_CHANNEL_ARGS, *named_server(self.settings)],
+        }
 
     def arguments(self, model: ServedModel, sequences: Sequence[Ids]) -> dict[str, Any]:
         """Keyword arguments of tritonclient's `infer`."""
@@ -92,7 +114,7 @@ class Triton:
 
     def __init__(self, settings: ClientSettings | None = None) -> None:
         self._requests = _Requests(settings or ClientSettings())
-        self._client = blocking.InferenceServerClient(self._requests.settings.url, channel_args=_CHANNEL_ARGS)
+        self._client = blocking.InferenceServerClient(**self._requests.channel())
         self._slots = Slots(self._requests.settings.num_in_flight)
 
     def served(self, role: Role) -> ServedModel:
@@ -326,7 +348,7 @@ class AsyncTriton:
 
     def _open(self) -> waiting.InferenceServerClient:
         if self._client is None:  # made here and not in __init__: gRPC binds it to the running loop
-            self._client = waiting.InferenceServerClient(self._requests.settings.url, channel_args=_CHANNEL_ARGS)
+            self._client = waiting.InferenceServerClient(**self._requests.channel())
         return self._client
 
     async def _call(self, attempt: Callable[[], Awaitable[Reply]], deadline: float) -> Reply:

@@ -33,6 +33,8 @@ def serve(*, settings: Settings, as_json: Json = False) -> None:
     with suppress(_Stopped), _signals_raise(), ExitStack() as stack:
         with progress("starting Triton", None):
             server = stack.enter_context(running_server(settings.serve))
+        for sentence in server.told:
+            talk(sentence)
         _announce(server, json=as_json)
         Supervisor(server, tell=tell).run()
 
@@ -69,6 +71,8 @@ def describe(server: Triton) -> dict[str, Any]:
             for model in server.models
         ],
         "server": {"kind": server.installation.kind, "version": server.version},
+        "profile": server.settings.profile,
+        "tuning": server.tuning.changes,
         "pid": server.pid,
         "log": str(server.log_path),
     }

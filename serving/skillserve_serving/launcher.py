@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -37,6 +37,7 @@ from skillserve_serving.addresses import (
 from skillserve_serving.health import CONTROL_HEADER, Finding, Health
 from skillserve_serving.installation import Installation, find_installation
 from skillserve_serving.ownership import owned_name, remove_regions, sweep
+from skillserve_serving.profile import tuned
 from skillserve_serving.repository import ServedModel, read_model, read_repository
 from skillserve_serving.serverlog import ServerLog
 
@@ -47,6 +48,8 @@ STOP_GRACE_S = 10
 _POLL_S = 0.05
 _PROBES_AT_START = 3
 """A model that is loaded and fails this often in a row will not get better by waiting."""
+_TUNED = "repository"
+"""Folder of the models with other configurations than their own."""
 _CLOSED_TO_OTHERS = "model-repository,shared-memory,trace,logging"
 
 
@@ -73,6 +76,8 @@ class Triton:
         self.models: tuple[ServedModel, ...] = read_repository(
             settings.repository, max_graph_gib=settings.max_graph_gib
         )
+        found = tuned(settings, self.models)
+        self.tuning, self.told = found.tuning, found.told
         self.installation: Installation = find_installation(settings.tritonserver)
         self.version = ""
         """Of the running server, as `2.51.0`."""
@@ -128,6 +133,7 @@ class Triton:
         """
         fresh = read_model(self.settings.repository / name, max_graph_gib=self.settings.max_graph_gib)
         self.models = tuple(fresh if model.name == name else model for model in self.models)
+        self._lay_out([fresh])
         self.health.reload(name)
         self._check_digest(fresh)
         return self.health.probe(fresh)
@@ -153,14 +159,17 @@ class Triton:
             process.popen.wait()
             os.close(process.pidfd)
             remove_regions(process.regions)
-        shutil.rmtree(self._folder / "backends", ignore_errors=True)
+        for folder in ("backends", _TUNED):
+            shutil.rmtree(self._folder / folder, ignore_errors=True)
         if not (keep_log and self.log_path.parent == self._folder and self.log_path.exists()):
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _spawn(self) -> _Process:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         shutil.rmtree(self._folder / "backends", ignore_errors=True)
+        shutil.rmtree(self._folder / _TUNED, ignore_errors=True)
         backends, environment = self.installation.prepare(self._folder)
+        self._lay_out(self.models)
         regions = owned_name()
         command = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(self.installation.binary)]
         with self._open_log() as output:
@@ -174,6 +183,18 @@ class Triton:
                 start_new_session=True,
             )
         return _Process(popen=popen, pidfd=os.pidfd_open(popen.pid), regions=regions, log=log)
+
+    def _lay_out(self, models: Iterable[ServedModel]) -> None:
+        """Where something is tuned, the server reads these models from a folder of ours."""
+        if self.tuning.changes:
+            from skillserve_serving.tuning import lay_out_model  # Triton's message is needed for nothing else
+
+            for model in models:
+                lay_out_model(model, self._folder / _TUNED / model.name, self.tuning)
+
+    @property
+    def _served_repository(self) -> Path:
+        return self._folder / _TUNED if self.tuning.changes else self.settings.repository.resolve()
 
     def _open_log(self) -> BinaryIO:
         try:
@@ -192,7 +213,7 @@ class Triton:
     def _arguments(self, backends: Path, regions: str) -> list[str]:
         settings = self.settings
         arguments = [
-            f"--model-repository={settings.repository.resolve()}",
+            f"--model-repository={self._served_repository}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={regions}",
             "--model-control-mode=explicit",

@@ -89,8 +89,8 @@ def material() -> Material:
         entrants=[entrant("search", "late (late-bert, aa)", None), entrant("st", "cross (bert, bb)", 2)],
         absent={"infinity": "No matching distribution found for infinity-emb"},
     )
-    ranking = Ranking(ndcg=0.8, num_requests=20, num_answered=20)
-    rankings = {"search": ranking, "st": Ranking(ndcg=0.75, num_requests=20, num_answered=19)}
+    ranking = Ranking(values=(1.0, 0.6) * 10, num_answered=20)
+    rankings = {"search": ranking, "st": Ranking(values=(1.0, 0.5) * 10, num_answered=19)}
     return Material(
         server="Triton 2.51.0 (embedded)",
         results=results,

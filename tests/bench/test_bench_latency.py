@@ -210,6 +210,7 @@ def test_the_page_is_one_file_with_the_outcome_first_and_every_chart_in_it() -> 
     assert page.index("keep p99 within") < page.index("<img")
     assert "&lt;Abacus&gt;" in page
     assert "&lt;216&gt;" in page
+    assert "Length <code>full</code>" in page
     assert not re.search(r"""(?:src|href)=["'](?!data:)""", page)
     charts = [base64.b64decode(data) for data in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)]
     assert len(charts) == len(found.findings.charts) == 6

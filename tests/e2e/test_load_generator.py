@@ -53,7 +53,9 @@ def target_of(url: str) -> tuple[InferTarget, list[bytes]]:
     """The embedder behind an address, and requests for it."""
     with Triton(ClientSettings(url=url)) as triton:
         model = triton.served("embedder")
-    return InferTarget(url, model, 20.0), messages(model, [[each] for each in sequences(400)])
+    return InferTarget(ClientSettings(url=url, timeout_s=20.0), model), messages(
+        model, [[each] for each in sequences(400)]
+    )
 
 
 def prime(generator: Generator, target: InferTarget, requests: list[bytes]) -> None:

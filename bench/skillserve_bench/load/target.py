@@ -6,19 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import grpc  # type: ignore[import-untyped]  # ships no type information
 
 from skillserve.errors import ServerError
-from skillserve.settings import ClientSettings, SearchSettings
+from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
 from skillserve_bench.messages import rows
 from skillserve_client import ServedModel
 from skillserve_client.bundle import open_bundle
 from skillserve_client.faults import translate
 from skillserve_client.search import AsyncSearcher
-from skillserve_client.triton import AsyncTriton
+from skillserve_client.triton import AsyncTriton, credentials, named_server
 
 __all__ = ["InferTarget", "SearchTarget", "Send", "Target"]
 
@@ -42,20 +41,19 @@ class Target(Protocol):
 class InferTarget:
     """One model behind the wire contract; payloads are requests serialised beforehand."""
 
-    url: str
+    client: ClientSettings
     model: ServedModel
-    timeout_s: float = ClientSettings().timeout_s
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Send]:
         """One channel. Every answer is read as the client reads it; a row that is not finite is RequestRejected."""
-        subject = f"server at {self.url}"
-        async with grpc.aio.insecure_channel(self.url, options=_UNBOUNDED) as channel:
+        subject = f"server at {self.client.url}"
+        async with self._channel() as channel:
             call = channel.unary_unary(_METHOD)
 
             async def send(payload: bytes) -> bytes:
                 try:
-                    answer: bytes = await call(payload, timeout=self.timeout_s)
+                    answer: bytes = await call(payload, timeout=self.client.timeout_s)
                 except grpc.aio.AioRpcError as error:
                     raise translate(str(error.code()), error.details(), subject=subject) from error
                 rows([answer], self.model)
@@ -64,13 +62,21 @@ class InferTarget:
             await _ready(channel, subject)
             yield send
 
+    def _channel(self) -> grpc.aio.Channel:
+        options = [*_UNBOUNDED, *named_server(self.client)]
+        secret = credentials(self.client)
+        if secret is None:
+            return grpc.aio.insecure_channel(self.client.url, options=options)
+        return grpc.aio.secure_channel(self.client.url, secret, options=options)
+
 
 @dataclass(frozen=True, slots=True)
 class SearchTarget:
     """The whole search, text in to hits out, through the client; payloads are requests in UTF-8."""
 
     client: ClientSettings
-    bundles: Path
+    index: IndexSettings
+    """Where the bundle is, and the vectors if they are elsewhere."""
     search: SearchSettings
 
     @asynccontextmanager
@@ -80,7 +86,7 @@ class SearchTarget:
         An answer that was not reranked because the reranker failed is a ServerError: it would pass for a fast one.
         """
         async with AsyncTriton(self.client) as triton:
-            searcher = AsyncSearcher(open_bundle(self.bundles), triton, self.search)
+            searcher = AsyncSearcher(open_bundle(self.index.bundles, index=self.index), triton, self.search)
             await searcher.check()
 
             async def send(payload: bytes) -> bytes:

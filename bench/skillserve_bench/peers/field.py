@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from skillserve.card import ModelCard
 from skillserve.console import talk
 from skillserve.errors import CardError, SkillserveError, UsageError
-from skillserve.settings import ClientSettings, SearchSettings
+from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
 from skillserve_bench.load.target import SearchTarget
 from skillserve_bench.measurement import Contender
 from skillserve_bench.peers.assignment import PeerModels, assign
@@ -102,7 +102,7 @@ def opened_field(
     invited: Invited,
     ours: Entrant,
     *,
-    bundles: Path,
+    index: IndexSettings,
     texts: Callable[[], Texts],
     search: SearchSettings,
     client: ClientSettings,
@@ -114,9 +114,9 @@ def opened_field(
         for peer in invited.peers:
             try:
                 entrant = (
-                    _daemon(stack, invited, peer, work / peer.name, bundles, texts(), search, client)
+                    _daemon(stack, invited, peer, work / peer.name, index, texts(), search, client)
                     if peer.engine
-                    else _padded(stack, invited, peer, work, bundles, texts(), search, client, ours)
+                    else _padded(stack, invited, peer, work, index, texts(), search, client, ours)
                 )
             except SkillserveError as error:
                 found.absent[peer.name] = error.got
@@ -131,7 +131,7 @@ def _daemon(
     invited: Invited,
     peer: Peer,
     folder: Path,
-    bundles: Path,
+    index: IndexSettings,
     texts: Texts,
     search: SearchSettings,
     client: ClientSettings,
@@ -144,7 +144,7 @@ def _daemon(
             f"peer `{peer.name}`", got=installed.reason or "no reason", wanted="an environment", fix="Install it."
         )
     models = invited.models
-    corpus = open_bundle(bundles).corpus
+    corpus = open_bundle(index.bundles, index=index).corpus
     skills = [corpus.skills.skill(row) for row in range(len(corpus.skills))]
     vectors = corpus.index.vectors([skill.id for skill in skills])
     assign(folder, models, skills, vectors, search, threads=len(os.sched_getaffinity(0)))
@@ -171,7 +171,7 @@ def _padded(
     invited: Invited,
     peer: Peer,
     folder: Path,
-    bundles: Path,
+    index: IndexSettings,
     texts: Texts,
     search: SearchSettings,
     client: ClientSettings,
@@ -180,7 +180,7 @@ def _padded(
     if invited.padded is None:
         raise ValueError("its repository was not required")
     server = stack.enter_context(started_padded(invited.padded, folder))
-    target = SearchTarget(client.model_copy(update={"url": server.url}), bundles, search)
+    target = SearchTarget(server.reached(client), index, search)
     return Entrant(
         contender=Contender(name=peer.name, target=target, supply=TextSupply(texts, str.encode), server_pid=server.pid),
         about=peer.about,

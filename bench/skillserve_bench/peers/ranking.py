@@ -24,9 +24,23 @@ DEPTH = 10
 class Ranking:
     """NDCG@10 over judged requests; one without an answer counts 0."""
 
-    ndcg: float
-    num_requests: int
+    values: tuple[float, ...]
+    """Of each request, in the order in which they were asked; the same for the same seed."""
     num_answered: int
+
+    @property
+    def ndcg(self) -> float:
+        """The mean."""
+        return fmean(self.values)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that were asked."""
+        return len(self.values)
+
+    def to_dict(self) -> dict[str, float]:
+        """As a report has it."""
+        return {"ndcg": self.ndcg, "num_requests": self.num_requests, "num_answered": self.num_answered}
 
 
 def rank(
@@ -47,8 +61,8 @@ def rank(
     payloads = [payload(query.text) for query in queries]
     run = generator.drive(contender.target, payloads, load, window_s=window_s, keep_answers=True)
     answers = run.answers or [b""] * len(queries)
-    values = [
+    values = tuple(
         ndcg_at_k(answer.decode().splitlines(), judged.qrels[query.id], DEPTH)
         for query, answer in zip(queries, answers, strict=True)
-    ]
-    return Ranking(ndcg=fmean(values), num_requests=len(queries), num_answered=run.num_answered)
+    )
+    return Ranking(values=values, num_answered=run.num_answered)

@@ -48,7 +48,7 @@ _WINDOW_S = 1.0
 class Contender:
     """One way of sending the workload to one server."""
 
-    url: str
+    client: ClientSettings
     server_pid: int | None
     model: ServedModel
     requests: Sequence[bytes]
@@ -78,13 +78,13 @@ def measure_batching(
     lens = mixed_lengths(settings.num_requests, longest=longest_for(local.model), seed=settings.seed)
     workload = make_workload(local.folder, lens, data=data, seed=settings.seed)
     reference = local.embed_each(workload.sequences)
-    with Triton(ClientSettings(url=packed.url)) as packed_triton, Triton(ClientSettings(url=padded.url)) as triton:
+    with Triton(packed.reached()) as packed_triton, Triton(padded.reached()) as triton:
         packed_model = _served(packed_triton, "packed", local.model.digest)
         padded_model = _served(triton, "padded", local.model.digest)
         full = min(PAD_TO, padded_model.max_sequence_tokens or PAD_TO)
         contenders = {
             PACKED: Contender(
-                url=packed.url,
+                client=packed.reached(),
                 server_pid=packed.pid,
                 model=packed_model,
                 requests=messages(packed_model, [[each] for each in workload.sequences]),
@@ -92,7 +92,7 @@ def measure_batching(
             ),
             **{
                 name: Contender(
-                    url=padded.url,
+                    client=padded.reached(),
                     server_pid=padded.pid,
                     model=padded_model,
                     requests=messages(padded_model, [[each] for each in workload.sequences], pad_to=pad_to),
@@ -121,7 +121,7 @@ def run_round(generator: Generator, contender: Contender, reference: Floats, *, 
     before = contender.triton.statistics("embedder")
     meter = Meter(contender.server_pid)
     load = ClosedLoop(num_clients=num_clients, seconds=None)
-    target = InferTarget(contender.url, contender.model)
+    target = InferTarget(contender.client, contender.model)
     run = generator.drive(target, contender.requests, load, window_s=_WINDOW_S, keep_answers=True)
     usage = meter.usage(load_s=run.cpu_s)
     if run.error is not None:

@@ -77,9 +77,11 @@ class _Ended(Exception):
 class Stand:
     """One contender on the test stand."""
 
-    def __init__(self, generator: Generator, contender: Contender, settings: BenchSettings) -> None:
+    def __init__(
+        self, generator: Generator, contender: Contender, settings: BenchSettings, *, length: Length | None = None
+    ) -> None:
         self._generator, self._contender, self._settings = generator, contender, settings
-        self._length: Length = LENGTHS[settings.length]
+        self._length: Length = length or LENGTHS[settings.length]
         self._seeds = itertools.count(settings.seed)  # one for each schedule
         self.results = Results(contender=contender.name)
 

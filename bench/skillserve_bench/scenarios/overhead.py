@@ -15,7 +15,7 @@ import numpy as np
 
 from skillserve.console import progress
 from skillserve.errors import RepositoryError
-from skillserve.settings import BenchSettings, ClientSettings
+from skillserve.settings import BenchSettings
 from skillserve.tensors import Ids
 from skillserve_bench.alternation import alternate
 from skillserve_bench.figures import Spread, paired_differences, paired_ratios, quantile, times
@@ -69,7 +69,7 @@ class _Lone:
 def measure_overhead(server: Server, *, repository: Path, data: Path | None, settings: BenchSettings) -> Findings:
     """Run both comparisons; `repository` is the server's, on this machine. Raises ServerError, RepositoryError."""
     local = LocalEmbedder(repository)
-    with Triton(ClientSettings(url=server.url)) as triton:
+    with Triton(server.reached()) as triton:
         model = triton.served("embedder")
         if (model.layout, model.digest) != (local.model.layout, local.model.digest):
             raise RepositoryError(
@@ -89,7 +89,7 @@ def measure_overhead(server: Server, *, repository: Path, data: Path | None, set
         workload = make_workload(local.folder, lens, data=data, seed=settings.seed)
         sequences = workload.sequences
         contender = Contender(
-            url=server.url,
+            client=server.reached(),
             server_pid=server.pid,
             model=model,
             requests=messages(model, [[each] for each in sequences]),

@@ -82,7 +82,7 @@ def _served(
 ) -> dict[str, list[str]]:
     """The embedder's order, through the whole served line."""
     settings = SearchSettings(candidates=K, rerank_depth=0, top_k=K)
-    with tempfile.TemporaryDirectory() as folder, Triton(client.model_copy(update={"url": server.url})) as triton:
+    with tempfile.TemporaryDirectory() as folder, Triton(server.reached(client)) as triton:
         bundles = Path(folder)
         build_bundle(catalogue.skills, triton, index=IndexSettings(models=repository, bundles=bundles), search=settings)
         searcher = Searcher(open_bundle(bundles), triton, settings)

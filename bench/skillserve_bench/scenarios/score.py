@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from skillserve.console import progress
 from skillserve.publish import sha256_of
-from skillserve.settings import BenchSettings, ClientSettings
+from skillserve.settings import BenchSettings
 from skillserve.skillfile import read_skills
 from skillserve.tensors import Ids, token_budget_batches
 from skillserve_bench.alternation import alternate
@@ -56,7 +56,7 @@ def measure_score(
     server: Server, *, repository: Path, catalogue: Path, num_kills: int, settings: BenchSettings
 ) -> Findings:
     """Measure throughput, then kill; raises ServerError, RepositoryError, CatalogueError."""
-    client = ClientSettings(url=server.url)
+    client = server.reached()
     raw = LocalEmbedder(repository)
     direct = DirectInference(repository, ("embedder",), max_request_tokens=client.max_request_tokens)
     with Triton(client) as triton, tempfile.TemporaryDirectory(prefix="skillserve-score-") as scratch:

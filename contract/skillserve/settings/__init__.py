@@ -14,7 +14,7 @@ from skillserve.settings.client import (
     SearchSettings,
 )
 from skillserve.settings.export import ExportSettings, PlanSettings
-from skillserve.settings.measuring import BenchSettings, EvaluateSettings
+from skillserve.settings.measuring import BenchSettings, EvaluateSettings, SweepSettings
 from skillserve.settings.mining import MineSettings
 from skillserve.settings.ranks import RankWindow, window
 from skillserve.settings.section import Section
@@ -37,6 +37,7 @@ __all__ = [
     "Section",
     "ServeSettings",
     "Settings",
+    "SweepSettings",
     "TrainSettings",
     "window",
 ]
@@ -58,3 +59,4 @@ class Settings(Section):
     mine: MineSettings = MineSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     bench: BenchSettings = BenchSettings()
+    sweep: SweepSettings = SweepSettings()

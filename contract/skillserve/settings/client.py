@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from skillserve.settings.section import Section
 
-__all__ = ["AuditSettings", "CalibrateSettings", "ClientSettings", "IndexSettings", "ScoreSettings", "SearchSettings"]
+__all__ = [
+    "TLS_FIELDS",
+    "AuditSettings",
+    "CalibrateSettings",
+    "ClientSettings",
+    "IndexSettings",
+    "ScoreSettings",
+    "SearchSettings",
+]
+
+TLS_FIELDS = ("tls", "tls_ca", "tls_certificate", "tls_key", "tls_server_name")
+"""Those of `ClientSettings`."""
 
 
 class ClientSettings(Section):
@@ -21,6 +32,27 @@ class ClientSettings(Section):
         4_096, gt=0, description="tokens per request in bulk work; the server joins requests, so small ones cost little"
     )
     num_in_flight: int = Field(16, ge=1, description="requests of one client that may be in flight at once")
+    tls: bool = Field(default=False, description="encrypt the connection, and check who answers")
+    tls_ca: Path | None = Field(
+        None, description="PEM file of the authorities that sign the server's certificate; not set: gRPC's own list"
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with the client's own certificate, for a server that asks for one; needs --tls-key"
+    )
+    tls_key: Path | None = Field(None, description="PEM file with the key of --tls-certificate")
+    tls_server_name: str | None = Field(
+        None, min_length=1, description="name that the server's certificate carries; not set: the host of the address"
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        """Options of TLS without TLS would be dropped in silence, and a certificate is of no use without its key."""
+        given = [name for name in TLS_FIELDS[1:] if getattr(self, name) is not None]
+        if given and not self.tls:
+            raise ValueError(f"{', '.join(given)} without tls")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key are of use together only")
+        return self
 
 
 class SearchSettings(Section):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from skillserve.settings.section import Section, words
 
-__all__ = ["BenchSettings", "EvaluateSettings"]
+__all__ = ["BenchSettings", "EvaluateSettings", "SweepSettings"]
+
+
+_Positive = Annotated[int, Field(ge=1)]
+_Natural = Annotated[int, Field(ge=0)]
 
 
 class EvaluateSettings(Section):
@@ -76,3 +80,54 @@ class BenchSettings(Section):
     def _from_text(cls, value: object) -> object:
         """Flags and variables bring text: `embedder,search`."""
         return words(value)
+
+
+class SweepSettings(Section):
+    """A grid of settings, every combination of which is measured."""
+
+    instances: tuple[_Positive, ...] = Field(
+        (), description="instances of each model, as 1,2; not set: as exported, like the next three"
+    )
+    threads: tuple[_Natural, ...] = Field((), description="intra-op threads of each instance, 0 for all cores, as 1,2")
+    max_batch_sizes: tuple[_Positive, ...] = Field(
+        (), description="requests that the server may join in one execution, as 8,64"
+    )
+    max_queue_delay_us: tuple[_Natural, ...] = Field(
+        (), description="how long the server waits for company, microseconds, as 0,500"
+    )
+    token_budgets: tuple[_Positive, ...] = Field(
+        (4_096,), description="most tokens of one request to a model, as 1024,4096; a search's pairs are cut into such"
+    )
+    candidates: tuple[_Positive, ...] = Field((50,), description="skills taken from the index, as 20,50")
+    rerank_depths: tuple[_Natural, ...] = Field((0, 20), description="candidates that are reranked, as 0,10,20")
+    rounds: int = Field(3, ge=1, description="rounds; each starts every server and measures every point once")
+    seconds: float = Field(
+        15.0,
+        ge=1,
+        description="length of each load, warm-up included; two for each point and round, of a search alone "
+        "and of many",
+    )
+    num_judged: int = Field(300, ge=1, description="judged requests behind NDCG@10, at most")
+    quality_loss: float = Field(
+        0.01, ge=0, lt=1, description="NDCG@10 that a recommendation may give up for speed, against the best point"
+    )
+
+    @field_validator(
+        "instances",
+        "threads",
+        "max_batch_sizes",
+        "max_queue_delay_us",
+        "token_budgets",
+        "candidates",
+        "rerank_depths",
+        mode="before",
+    )
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        """Flags and variables bring text: `1,2`. A list that was given has something in it, each value once."""
+        values = words(value)
+        if not isinstance(values, tuple | list):
+            return values
+        if not values:
+            raise ValueError("there is nothing in the list, so the grid would be empty")
+        return tuple(dict.fromkeys(values))

@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from skillserve.settings.section import GraphGib, Port, Section
 
-__all__ = ["ServeSettings"]
+__all__ = ["Profile", "ServeSettings"]
+
+Profile = Literal["latency", "throughput"]
+"""What a server is tuned for: one request's time, or as many requests as possible."""
 
 
 class ServeSettings(Section):
     """Starting a server."""
 
     repository: Path = Field(Path("models"), description="model repository that is served")
+    profile: Profile | None = Field(
+        None,
+        description="tune the server for the time of one request or for many of them, where no setting says otherwise; "
+        "not set: as the models were exported",
+    )
+    recommendation: Path | None = Field(
+        None,
+        description="file of `skillserve bench sweep --recommend-to` that the profile is read from; not set: "
+        "recommendation.json in the repository, else defaults by the number of cores",
+    )
+    num_instances: int | None = Field(
+        None, ge=1, description="instances of each model that run beside each other; not set: as exported, one"
+    )
+    num_threads: int | None = Field(
+        None, ge=0, description="intra-op threads of each instance, 0 for all cores; not set: as exported"
+    )
+    max_batch_size: int | None = Field(
+        None, ge=1, description="requests that the server may join in one execution; not set: as exported"
+    )
+    max_queue_delay_microseconds: int | None = Field(
+        None,
+        ge=0,
+        description="how long the server waits for company, which a lone request pays in full; not set: as exported",
+    )
     tritonserver: Path | None = Field(
         None, description="server binary; not set: `tritonserver` on PATH, then the embedded one"
     )

@@ -1,0 +1,162 @@
+"""A real Triton whose gRPC is encrypted and asks for certificates: everybody who asks reaches it or says why not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from skillserve.cli import main
+from skillserve.config import load_settings
+from skillserve.errors import ConfigError, ServerUnreachable
+from skillserve.settings import ClientSettings, ServeSettings
+from skillserve_client import AsyncTriton
+from skillserve_client import Triton as Client
+from skillserve_serving.launcher import Triton
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on PATH to make certificates with"),
+]
+NAME = "skillserve.test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A self-signed certificate and its key."""
+
+    certificate: Path
+    key: Path
+
+
+def self_signed(folder: Path, name: str) -> Pair:
+    """One that holds for a day, for a name alone and for no address."""
+    pair = Pair(certificate=folder / f"{name}.pem", key=folder / f"{name}.key")
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
+    names = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
+    command = ["openssl", "req", "-x509", *curve, *names, "-keyout", str(pair.key), "-out", str(pair.certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    return pair
+
+
+class Encrypted(Triton):
+    """Triton with its own flags for TLS, to which the supervisor has none; health is asked over HTTP as ever."""
+
+    ours: Pair
+    clients: Path
+
+    def _arguments(self, backends: Path, regions: str) -> list[str]:
+        return [
+            *super()._arguments(backends, regions),
+            "--grpc-use-ssl-mutual=1",
+            f"--grpc-server-cert={self.ours.certificate}",
+            f"--grpc-server-key={self.ours.key}",
+            f"--grpc-root-cert={self.clients}",
+        ]
+
+
+@pytest.fixture(scope="module")
+def encrypted(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClientSettings]:
+    """How to reach such a server."""
+    folder = tmp_path_factory.mktemp("certificates")
+    ours, theirs = self_signed(folder, NAME), self_signed(folder, "client")
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        http, grpc, metrics = (each.getsockname()[1] for each in sockets)
+    server = Encrypted(ServeSettings(repository=repository, http_port=http, grpc_port=grpc, metrics_port=metrics))
+    server.ours, server.clients = ours, theirs.certificate
+    try:
+        server.start()
+        yield ClientSettings(
+            url=server.grpc_address,
+            tls=True,
+            tls_ca=ours.certificate,
+            tls_certificate=theirs.certificate,
+            tls_key=theirs.key,
+            tls_server_name=NAME,
+            timeout_s=20,
+        )
+    finally:
+        server.stop()
+
+
+def sequences() -> list[np.ndarray[Any, np.dtype[np.int32]]]:
+    """Token ids that the tiny model reads."""
+    return [np.arange(5, 5 + length, dtype=np.int32) for length in (4, 9, 17)]
+
+
+def test_both_clients_get_the_answers_of_a_plain_connection(encrypted: ClientSettings, triton: Client) -> None:
+    plain = triton.infer("embedder", sequences())
+    with Client(encrypted) as client:
+        np.testing.assert_allclose(client.infer("embedder", sequences()), plain, atol=1e-6)
+
+    async def asked() -> Any:
+        async with AsyncTriton(encrypted) as client:
+            return await client.infer("embedder", sequences())
+
+    np.testing.assert_allclose(asyncio.run(asked()), plain, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tls_ca": None}, "--tls-ca"),
+        ({"tls_server_name": "another.test"}, "--tls-server-name"),
+        ({"tls_certificate": None, "tls_key": None}, "--tls-certificate"),
+        ({"tls": False}, "--tls"),
+    ],
+)
+def test_who_is_not_believed_is_unreachable_and_the_error_names_the_option(
+    encrypted: ClientSettings, changes: dict[str, object], said: str
+) -> None:
+    with (
+        Client(encrypted.model_copy(update={**changes, "timeout_s": 3.0})) as client,
+        pytest.raises(ServerUnreachable, match=said),
+    ):
+        client.served("embedder")
+
+
+def test_latency_is_measured_over_an_encrypted_connection_by_every_level(
+    encrypted: ClientSettings, repository: Path, sample_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {
+        f"--{name.replace('_', '-')}": value
+        for name, value in encrypted.model_dump().items()
+        if name.startswith("tls_")
+    }
+    words = [str(word) for flag in flags.items() for word in flag]
+    command = ["bench", "latency", "--repository", str(repository), "--data", str(sample_data), "--json"]
+    small = ["--length", "smoke", "--levels", "embedder,search", "--scenarios", "single", "--num-workers", "1"]
+    code = main([*command, *small, "--url", encrypted.url, "--tls", *words])
+    found = json.loads(capsys.readouterr().out)
+    objections = found["figures"]["objections"]
+    assert [each for each in objections if "invalid: requests started" not in each] == []
+    assert code == (1 if objections else 0)
+    for level in ("embedder", "search"):
+        single = found["figures"]["levels"][level]["measurements"]["single"]
+        assert single["num_answered"] > 0
+        assert single["failures"] == {}
+    assert "(given)" in found["server"]
+
+
+def test_options_that_would_be_dropped_and_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "some.pem"
+    path.write_text("no certificate")
+    with pytest.raises(ConfigError, match="tls_ca without tls"):
+        load_settings(flags={"client.tls_ca": path}, environ={})
+    with pytest.raises(ConfigError, match="together only"):
+        load_settings(flags={"client.tls": True, "client.tls_certificate": path}, environ={})
+    with pytest.raises(ConfigError, match="no PEM"):
+        Client(ClientSettings(tls=True, tls_ca=path))
+    with pytest.raises(ConfigError, match="No such file"):
+        Client(ClientSettings(tls=True, tls_ca=tmp_path / "nowhere.pem"))

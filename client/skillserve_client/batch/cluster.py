@@ -1,0 +1,125 @@
+"""The one door to Ray: workers in processes of their own, on this machine or on many.
+
+Nothing is left to Ray that it would do without bound: a dead worker stays dead, and its call fails.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from skillserve.errors import ConfigError, ServerUnreachable
+from skillserve_client.batch.crew import WorkerDied
+
+__all__ = ["Cluster"]
+
+_MOST_CAUSE_CHARACTERS = 200
+
+
+class Cluster:
+    """Ray for the length of a `with` block: one that runs at `address`, or one on this machine, which ends with it."""
+
+    def __init__(self, *, address: str | None, num_workers: int | None, worker_cores: int) -> None:
+        """Raises ServerUnreachable, and ConfigError for workers that all cores together could not hold."""
+        self._worker_cores = worker_cores
+        self._address = address
+        here = max(1, (os.cpu_count() or 1) // worker_cores)
+        self._start(None if address else (num_workers or here) * worker_cores)
+        num_cores = int(ray.cluster_resources().get("CPU", 0))
+        self.num_workers = num_workers or num_cores // worker_cores
+        if not 0 < self.num_workers * worker_cores <= num_cores:
+            ray.shutdown()
+            # Ray would wait for the missing cores for ever, and say so on a log page.
+            raise ConfigError(
+                f"Ray at {address}",
+                got=f"{max(1, self.num_workers)} workers of {worker_cores} cores on a cluster of {num_cores}",
+                wanted="workers that it has cores for",
+                fix="Name fewer: --num-workers, --worker-cores; or add nodes to the cluster.",
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of Ray; workers that were hired end with it."""
+        ray.shutdown()
+
+    def share(self, thing: object) -> Any:  # noqa: ANN401 - Ray's references have no usable types
+        """The same thing for many calls, sent once to each machine."""
+        return ray.put(thing)
+
+    def hire(self, kind: type, *arguments: object) -> Any:  # noqa: ANN401 - see above
+        """A worker: an object of this kind in a process of its own, as soon as there are cores for it."""
+        made = ray.remote(kind).options(num_cpus=self._worker_cores, max_restarts=0, max_task_retries=0)
+        return made.remote(*arguments)
+
+    def dismiss(self, worker: Any) -> None:  # noqa: ANN401 - see above
+        """End a worker, dead or alive."""
+        ray.kill(worker)
+
+    def call(self, worker: Any, method: str, *arguments: object) -> Any:  # noqa: ANN401 - see above
+        """Ask a worker; it answers its calls one by one, in order. Returns the call."""
+        return getattr(worker, method).remote(*arguments)
+
+    def ended(self, calls: Sequence[Any], *, timeout_s: float) -> Sequence[Any]:
+        """Those of the calls that have come to an end, as soon as there is one; none when the time is over."""
+        ready, _ = ray.wait(list(calls), num_returns=1, timeout=timeout_s)
+        if ready:  # others may have, too
+            ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        return list(ready)
+
+    def answer(self, call: Any) -> Any:  # noqa: ANN401 - see above
+        """What an ended call gave; raises what it raised, or WorkerDied."""
+        try:
+            return ray.get(call)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayError as error:
+            raise WorkerDied(_cause(error)) from error
+
+    def num_free_cores(self) -> int:
+        """Cores that nobody holds now."""
+        return int(ray.available_resources().get("CPU", 0))
+
+    def _start(self, num_cores: int | None) -> None:
+        """Join the cluster, or start one with so many cores."""
+        own: dict[str, Any] = {"address": self._address}
+        if num_cores is not None:
+            own = {"address": "local", "num_cpus": num_cores, "include_dashboard": False}
+            # Its ports are open to the network, and whoever may call it runs code: only who knows this word may.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Ray prints news of its machines on stdout, which belongs to results.
+        ray._private.worker.print_to_stdstream = _to_stderr  # noqa: SLF001 - there is no public way
+        try:
+            ray.init(**own, log_to_driver=False, logging_level="ERROR")
+        except (RayError, OSError, ValueError, RuntimeError) as error:
+            raise ServerUnreachable(
+                f"Ray at {self._address or 'this machine'}",
+                got=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+                wanted="a running cluster that this machine is a node of" if self._address else "a Ray that starts",
+                fix="Start it: ray start --head, or join it: ray start --address HOST:6379; then --ray-address auto",
+            ) from error
+
+
+def _to_stderr(data: Mapping[str, Any], *_: object, **__: object) -> None:
+    for line in data["lines"]:
+        print(line.splitlines()[0] if line else "", file=sys.stderr)
+
+
+def _cause(error: RayError) -> str:
+    """Ray's account of a death is a page; its heart is a line."""
+    text = " ".join(str(error).split())
+    found = re.search(r"Worker exit type: .*?(?= Some common causes|$)", text)
+    words = found.group() if found else text
+    return words if len(words) <= _MOST_CAUSE_CHARACTERS else words[:_MOST_CAUSE_CHARACTERS] + " …"

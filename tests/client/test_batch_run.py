@@ -383,7 +383,6 @@ def test_without_ray_its_extra_is_named_and_nothing_is_begun(
     capsys: Any,
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "skillserve_client.batch.cluster", raising=False)
     options = ["--engine", "ray", "--worker-engine", "server", "--url", wire_server.url, "--models", str(world.models)]
     assert main(["score", "embed", str(catalogue), "--out", str(tmp_path / "out"), *options]) == 3
     assert "pip install 'skillserve[ray]'" in capsys.readouterr().err

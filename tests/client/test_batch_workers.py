@@ -35,9 +35,10 @@ class InProcess:
         self._queues: list[tuple[Any, deque[int]]] = []
         self._calls: list[tuple[str, Callable[[], Any]]] = []
         self._answers: dict[int, Any] = {}
-        self.num_ended = 0
+        self.num_begun = self.num_ended = 0
 
     def __enter__(self) -> Self:
+        self.num_begun += 1
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -107,7 +108,7 @@ def carry_out(order: Order, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Su
             with order.opened() as (job, engine):
                 return Run(job, Alone(job, engine), spec).carry_out()
         cluster = InProcess(dies, num_workers)
-        monkeypatch.setattr(workers, "load_target", lambda *_, **__: lambda **_: cluster)
+        monkeypatch.setattr(workers, "Cluster", lambda **_: cluster)
         try:
             with order.described() as (job, models):
                 return Run(job, workers.Workers(order, models), spec).carry_out()
@@ -164,13 +165,13 @@ def test_workers_that_die_before_they_begin_end_the_run(carry_out: Any, tmp_path
         carry_out(tmp_path / "crew", lambda _, what: what == "open")
 
 
-def test_a_finished_job_needs_no_worker(carry_out: Any, order: Order, tmp_path: Path) -> None:
+def test_a_finished_job_starts_no_worker(
+    carry_out: Any, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     carry_out(tmp_path / "out")
+    cluster = InProcess(lambda _, __: False, 2)
+    monkeypatch.setattr(workers, "Cluster", lambda **_: cluster)
+    spec = Spec(out=tmp_path / "out", engine_name=order.computes_with, shard_rows=SHARD_ROWS)
     with order.described() as (job, models):
-        spec = Spec(out=tmp_path / "out", engine_name=order.computes_with, shard_rows=SHARD_ROWS)
-
-        class NoCrew(workers.Workers[Any]):
-            def __init__(self) -> None:
-                self._order, self._models = order, models
-
-        assert Run(job, NoCrew(), spec).carry_out().num_resumed == NUM_SHARDS + 1
+        assert Run(job, workers.Workers(order, models), spec).carry_out().num_resumed == NUM_SHARDS + 1
+    assert cluster.num_begun == 0

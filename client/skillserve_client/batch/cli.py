@@ -125,8 +125,8 @@ def audit(
     )
 
     def embed_categories(taxonomy: Taxonomy) -> Floats:
-        engine = "server" if settings.score.engine == "server" else "direct"
-        with opened_inference(settings, engine, ("embedder",)) as inference:
+        direct = settings.score.engine != "server"
+        with opened_inference(settings, "direct" if direct else "server", ("embedder",)) as inference:
             (source,) = read_sources(settings.index.models, inference, roles=("embedder",)).values()
             return embed_taxonomy(taxonomy, source, inference, model=job.model)
 

@@ -13,10 +13,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-
-from skillserve.errors import ConfigError, ServerUnreachable
+from skillserve.errors import ConfigError, MissingExtraError, ServerUnreachable
 from skillserve_client.batch.crew import WorkerDied
 
 __all__ = ["Cluster"]
@@ -28,44 +25,75 @@ class Cluster:
     """Ray for the length of a `with` block: one that runs at `address`, or one on this machine, which ends with it."""
 
     def __init__(self, *, address: str | None, num_workers: int | None, worker_cores: int) -> None:
+        """Nothing is started yet; raises MissingExtraError without Ray."""
+        self._address, self._worker_cores = address, worker_cores
+        self.num_workers = num_workers or 0
+        """0: as many as there are cores for, which is known when the block begins."""
+        if address is None and "ray" not in sys.modules:
+            # Ports of a Ray of our own are open to the network, and whoever may call it runs code: only who knows this
+            # word may. Ray reads it when it is imported.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        try:
+            import ray
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                "engine `ray`",
+                got=f"no package `{error.name}`",
+                wanted="the ray extra",
+                fix="Install it: pip install 'skillserve[ray]'",
+            ) from error
+        self._ray: Any = ray
+
+    def __enter__(self) -> Self:
         """Raises ServerUnreachable, and ConfigError for workers that all cores together could not hold."""
-        self._worker_cores = worker_cores
-        self._address = address
-        here = max(1, (os.cpu_count() or 1) // worker_cores)
-        self._start(None if address else (num_workers or here) * worker_cores)
-        num_cores = int(ray.cluster_resources().get("CPU", 0))
-        self.num_workers = num_workers or num_cores // worker_cores
-        if not 0 < self.num_workers * worker_cores <= num_cores:
-            ray.shutdown()
-            # Ray would wait for the missing cores for ever, and say so on a log page.
+        own: dict[str, Any] = {"address": self._address}
+        if self._address is None:
+            num_workers = self.num_workers or max(1, (os.cpu_count() or 1) // self._worker_cores)
+            own = {"address": "local", "num_cpus": num_workers * self._worker_cores, "include_dashboard": False}
+        # Ray prints news of its machines on stdout, which belongs to results.
+        self._ray._private.worker.print_to_stdstream = _to_stderr  # noqa: SLF001 - there is no public way
+        try:
+            self._ray.init(**own, log_to_driver=False, logging_level="ERROR")
+        except Exception as error:  # what Ray raises here has no class of its own
+            self._ray.shutdown()
+            raise ServerUnreachable(
+                f"Ray at {self._address or 'this machine'}",
+                got=" ".join(str(error).split()) or type(error).__name__,
+                wanted="a running cluster that this machine is a node of" if self._address else "a Ray that starts",
+                fix="Start it: ray start --head, or join it: ray start --address HOST:6379; then --ray-address auto",
+            ) from error
+        num_cores = int(self._ray.cluster_resources().get("CPU", 0))
+        self.num_workers = self.num_workers or num_cores // self._worker_cores
+        if not 0 < self.num_workers * self._worker_cores <= num_cores:
+            self._ray.shutdown()
+            # Ray would wait for the missing cores for ever, and say so on a page of its own.
             raise ConfigError(
-                f"Ray at {address}",
-                got=f"{max(1, self.num_workers)} workers of {worker_cores} cores on a cluster of {num_cores}",
+                f"Ray at {self._address}",
+                got=f"{max(1, self.num_workers)} workers of {self._worker_cores} cores, and a cluster of {num_cores}",
                 wanted="workers that it has cores for",
                 fix="Name fewer: --num-workers, --worker-cores; or add nodes to the cluster.",
             )
-
-    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let go of Ray; workers that were hired end with it."""
-        ray.shutdown()
+        self._ray.shutdown()
 
     def share(self, thing: object) -> Any:  # noqa: ANN401 - Ray's references have no usable types
         """The same thing for many calls, sent once to each machine."""
-        return ray.put(thing)
+        return self._ray.put(thing)
 
     def hire(self, kind: type, *arguments: object) -> Any:  # noqa: ANN401 - see above
         """A worker: an object of this kind in a process of its own, as soon as there are cores for it."""
-        made = ray.remote(kind).options(num_cpus=self._worker_cores, max_restarts=0, max_task_retries=0)
+        made = self._ray.remote(kind).options(num_cpus=self._worker_cores, max_restarts=0, max_task_retries=0)
         return made.remote(*arguments)
 
     def dismiss(self, worker: Any) -> None:  # noqa: ANN401 - see above
         """End a worker, dead or alive."""
-        ray.kill(worker)
+        self._ray.kill(worker)
 
     def call(self, worker: Any, method: str, *arguments: object) -> Any:  # noqa: ANN401 - see above
         """Ask a worker; it answers its calls one by one, in order. Returns the call."""
@@ -73,43 +101,23 @@ class Cluster:
 
     def ended(self, calls: Sequence[Any], *, timeout_s: float) -> Sequence[Any]:
         """Those of the calls that have come to an end, as soon as there is one; none when the time is over."""
-        ready, _ = ray.wait(list(calls), num_returns=1, timeout=timeout_s)
+        ready, _ = self._ray.wait(list(calls), num_returns=1, timeout=timeout_s)
         if ready:  # others may have, too
-            ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+            ready, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)
         return list(ready)
 
     def answer(self, call: Any) -> Any:  # noqa: ANN401 - see above
         """What an ended call gave; raises what it raised, or WorkerDied."""
         try:
-            return ray.get(call)
-        except RayTaskError as error:
+            return self._ray.get(call)
+        except self._ray.exceptions.RayTaskError as error:
             raise error.cause from error
-        except RayError as error:
+        except self._ray.exceptions.RayError as error:
             raise WorkerDied(_cause(error)) from error
 
     def num_free_cores(self) -> int:
         """Cores that nobody holds now."""
-        return int(ray.available_resources().get("CPU", 0))
-
-    def _start(self, num_cores: int | None) -> None:
-        """Join the cluster, or start one with so many cores."""
-        own: dict[str, Any] = {"address": self._address}
-        if num_cores is not None:
-            own = {"address": "local", "num_cpus": num_cores, "include_dashboard": False}
-            # Its ports are open to the network, and whoever may call it runs code: only who knows this word may.
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # Ray prints news of its machines on stdout, which belongs to results.
-        ray._private.worker.print_to_stdstream = _to_stderr  # noqa: SLF001 - there is no public way
-        try:
-            ray.init(**own, log_to_driver=False, logging_level="ERROR")
-        except (RayError, OSError, ValueError, RuntimeError) as error:
-            raise ServerUnreachable(
-                f"Ray at {self._address or 'this machine'}",
-                got=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
-                wanted="a running cluster that this machine is a node of" if self._address else "a Ray that starts",
-                fix="Start it: ray start --head, or join it: ray start --address HOST:6379; then --ray-address auto",
-            ) from error
+        return int(self._ray.available_resources().get("CPU", 0))
 
 
 def _to_stderr(data: Mapping[str, Any], *_: object, **__: object) -> None:
@@ -117,7 +125,7 @@ def _to_stderr(data: Mapping[str, Any], *_: object, **__: object) -> None:
         print(line.splitlines()[0] if line else "", file=sys.stderr)
 
 
-def _cause(error: RayError) -> str:
+def _cause(error: Exception) -> str:
     """Ray's account of a death is a page; its heart is a line."""
     text = " ".join(str(error).split())
     found = re.search(r"Worker exit type: .*?(?= Some common causes|$)", text)

@@ -11,21 +11,18 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic
+from typing import Any, Generic
 
 from skillserve.console import talk
 from skillserve.errors import ServerError
-from skillserve.lazy import load_target
 from skillserve.tensors import Role
 from skillserve_client.batch.ahead import running_ahead
+from skillserve_client.batch.cluster import Cluster
 from skillserve_client.batch.crew import Found, Scored, Task, WorkerDied, score_shard
 from skillserve_client.batch.engine import Tokens
 from skillserve_client.batch.inputs import R
 from skillserve_client.batch.orders import Order
 from skillserve_client.wire import Describing, ServedModel
-
-if TYPE_CHECKING:
-    from skillserve_client.batch.cluster import Cluster
 
 __all__ = ["Worker", "Workers"]
 
@@ -63,8 +60,9 @@ class Workers(Generic[R]):
     def __init__(self, order: Order, models: Describing) -> None:
         """Raises MissingExtraError without Ray."""
         self._order, self._models = order, models
-        self._open_cluster: type[Cluster] = load_target(
-            "skillserve_client.batch.cluster:Cluster", extra="ray", subject="engine `ray`"
+        score = order.settings.score
+        self._cluster = Cluster(
+            address=score.ray_address, num_workers=score.num_workers, worker_cores=score.worker_cores
         )
 
     def served(self, role: Role) -> ServedModel:
@@ -79,10 +77,7 @@ class Workers(Generic[R]):
             # What was finished before is told at once; Ray may never be needed.
             first = yield from _pass_finished(shards)
             if first is not None:
-                score = self._order.settings.score
-                with self._open_cluster(
-                    address=score.ray_address, num_workers=score.num_workers, worker_cores=score.worker_cores
-                ) as cluster:
+                with self._cluster as cluster:
                     shift = _Shift(cluster, self._order, task, first)
                     while (yield from shift.hand_out(shards)):
                         for each, answer in shift.collect():
@@ -115,7 +110,7 @@ class _Shift(Generic[R]):
         self._deaths: Counter[str] = Counter()
         """By shard; before a worker's first one, those in a row."""
         self._begun = time.monotonic()
-        self._desks = [self._hired() for _ in range(cluster.num_workers)]
+        self._desks: list[_Desk[R]] = [self._hired() for _ in range(cluster.num_workers)]
 
     def hand_out(self, shards: Iterator[Found[R]]) -> Generator[tuple[Found[R], None], None, bool]:
         """Give shards to whoever has too few; whether there is anything to wait for then."""

@@ -110,8 +110,8 @@ def carry_out(order: Order, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Su
         cluster = InProcess(dies, num_workers)
         monkeypatch.setattr(workers, "Cluster", lambda **_: cluster)
         try:
-            with order.described() as (job, models):
-                return Run(job, workers.Workers(order, models), spec).carry_out()
+            job, models = order.described()
+            return Run(job, workers.Workers(order, models), spec).carry_out()
         finally:
             assert cluster.num_ended == 1
 
@@ -172,6 +172,6 @@ def test_a_finished_job_starts_no_worker(
     cluster = InProcess(lambda _, __: False, 2)
     monkeypatch.setattr(workers, "Cluster", lambda **_: cluster)
     spec = Spec(out=tmp_path / "out", engine_name=order.computes_with, shard_rows=SHARD_ROWS)
-    with order.described() as (job, models):
-        assert Run(job, workers.Workers(order, models), spec).carry_out().num_resumed == NUM_SHARDS + 1
+    job, models = order.described()
+    assert Run(job, workers.Workers(order, models), spec).carry_out().num_resumed == NUM_SHARDS + 1
     assert cluster.num_begun == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from skillserve_client.bundle import open_bundle
 from skillserve_client.models import read_sources
 from skillserve_client.search import check_models
 from skillserve_client.triton import Triton
-from skillserve_client.wire import Describing, Inference
+from skillserve_client.wire import Describing, Inference, ServedModel
 
 __all__ = ["Order", "opened_inference"]
 
@@ -46,16 +46,14 @@ class Order:
         whole = index.model_copy(update={"models": index.models.absolute(), "bundles": index.bundles.absolute()})
         return replace(self, settings=self.settings.model_copy(update={"index": whole}))
 
-    @contextmanager
-    def described(self) -> Iterator[tuple[Job[Any, Any], Describing]]:
-        """The job, and its models by name alone; raises BundleError, RepositoryError, CardError and ServerError."""
+    def described(self) -> tuple[Job[Any, Any], Mapping[Role, ServedModel]]:
+        """The job and the models it will meet, nothing left open; raises BundleError, RepositoryError, ServerError."""
         make, roles = self._plan()
         if self.computes_with == "direct":
             models = ModelsOfRepository(self.settings.index.models, roles)
-            yield make(models), models
-            return
+            return make(models), {role: models.served(role) for role in roles}
         with Triton(self.settings.client) as triton:
-            yield make(triton), triton
+            return make(triton), {role: triton.served(role) for role in roles}
 
     @contextmanager
     def opened(self, *, num_threads: int | None = None) -> Iterator[tuple[Job[Any, Any], Engine]]:

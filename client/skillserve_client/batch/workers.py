@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -22,7 +22,7 @@ from skillserve_client.batch.crew import Found, Scored, Task, WorkerDied, score_
 from skillserve_client.batch.engine import Tokens
 from skillserve_client.batch.inputs import R
 from skillserve_client.batch.orders import Order
-from skillserve_client.wire import Describing, ServedModel
+from skillserve_client.wire import ServedModel
 
 __all__ = ["Worker", "Workers"]
 
@@ -57,7 +57,7 @@ class Worker:
 class Workers(Generic[R]):
     """The crew; Ray is started when there is something to do, and ends with it."""
 
-    def __init__(self, order: Order, models: Describing) -> None:
+    def __init__(self, order: Order, models: Mapping[Role, ServedModel]) -> None:
         """Raises MissingExtraError without Ray."""
         self._order, self._models = order, models
         score = order.settings.score
@@ -67,7 +67,7 @@ class Workers(Generic[R]):
 
     def served(self, role: Role) -> ServedModel:
         """Describe the model of a role."""
-        return self._models.served(role)
+        return self._models[role]
 
     def scored(
         self, found: Generator[Found[R], None, None], task: Task, advance: Tokens

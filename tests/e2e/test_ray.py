@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,3 +119,15 @@ def test_what_one_engine_began_another_finishes_and_a_dead_worker_loses_nothing(
     ]
     assert files_of(out) == files_of(quiet)
     assert (out / "rejects.jsonl").read_bytes() == (quiet / "rejects.jsonl").read_bytes()
+
+
+def test_an_address_where_no_ray_is_is_told_within_seconds(repository: Path, catalogue: Path, tmp_path: Path) -> None:
+    """Ray itself would try for minutes."""
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+    options = ["--out", str(tmp_path / "out"), "--models", str(repository), "--engine", "ray", "--ray-address", address]
+    score = [sys.executable, "-m", "skillserve", "score", "embed", str(catalogue), *options]
+    done = subprocess.run(score, capture_output=True, text=True)
+    assert done.returncode == 5
+    assert f"Ray at {address}: got " in done.stderr

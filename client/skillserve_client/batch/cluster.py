@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -19,6 +20,7 @@ from skillserve_client.batch.crew import WorkerDied
 __all__ = ["Cluster"]
 
 _MOST_CAUSE_CHARACTERS = 200
+_KNOCK_S = 10.0
 
 
 class Cluster:
@@ -54,6 +56,7 @@ class Cluster:
         # Ray prints news of its machines on stdout, which belongs to results.
         self._ray._private.worker.print_to_stdstream = _to_stderr  # noqa: SLF001 - there is no public way
         try:
+            self._knock()
             self._ray.init(**own, log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # what Ray raises here has no class of its own
             self._ray.shutdown()
@@ -118,6 +121,12 @@ class Cluster:
     def num_free_cores(self) -> int:
         """Cores that nobody holds now."""
         return int(self._ray.available_resources().get("CPU", 0))
+
+    def _knock(self) -> None:
+        """Ray tries for minutes to reach an address where nobody is; OSError after seconds."""
+        host, _, port = (self._address or "").removeprefix("ray://").rpartition(":")
+        if host and port.isdecimal():
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
 
 
 def _to_stderr(data: Mapping[str, Any], *_: object, **__: object) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any
 
-from skillserve.errors import ConfigError, DeadlineExceeded, ServerUnreachable
+from skillserve.errors import ConfigError, DeadlineExceeded, RepositoryError, ServerUnreachable
 from skillserve.settings import ClientSettings
 from skillserve.tensors import Role
 from skillserve_client.wire import ServedModel
@@ -20,18 +22,34 @@ models, and two small calls in five seconds cost nothing."""
 _LAST_PORT = 65_535
 
 
+def _family(address: str) -> str | None:
+    """`ipv4`, `ipv6` or `name`; None for what is no address."""
+    host, _, port = address.rpartition(":")
+    if not host or "://" in address or not port.isdecimal() or not 0 < int(port) <= _LAST_PORT:
+        return None
+    with suppress(ValueError):
+        return f"ipv{ip_address(host.strip('[]')).version}"
+    return "name"
+
+
 class Calls:
     """Shared by the blocking and the asyncio client."""
 
     def __init__(self, settings: ClientSettings) -> None:
-        host, _, port = settings.url.rpartition(":")
-        if not host or "://" in settings.url or not port.isdecimal() or not 0 < int(port) <= _LAST_PORT:
+        addresses = settings.url.split(",")
+        families = {_family(address) for address in addresses}
+        if None in families or (len(addresses) > 1 and not families < {"ipv4", "ipv6"}):
             raise ConfigError(
                 "setting client.url",
                 got=repr(settings.url),
-                wanted="host:port of the server's gRPC port, without a scheme",
-                fix="For example: --url 127.0.0.1:8001",
+                wanted="host:port of the server's gRPC port, without a scheme; of replicas, IP addresses of one kind",
+                fix="For example: --url 127.0.0.1:8001, or --url 10.0.0.1:8001,10.0.0.2:8001",
             )
+        kind = min(filter(None, families))
+        self.targets = (settings.url,) if len(addresses) == 1 else (f"{kind}:{settings.url}", *addresses)
+        """What channels are opened to: one that calls go through, and one for each replica to ask what it runs."""
+        self.several = len(addresses) > 1 or families == {"name"}
+        """There may be replicas; a name may stand for any number of them."""
         self.settings = settings
         self.subject = f"server at {settings.url}"
         self._models: dict[Role, tuple[ServedModel, float]] = {}
@@ -57,6 +75,26 @@ class Calls:
         )
         self._models[role] = (model, time.monotonic())
         return model
+
+    def agreed(self, role: Role, found: Sequence[ServedModel], failed: Sequence[Exception]) -> ServedModel:
+        """The model of a role on all replicas that answered; raises what failed if none did.
+
+        RepositoryError if they run different ones, for their rows would be mixed.
+        """
+        if not found:
+            raise failed[0]
+        kinds = {(model.digest, model.graph_digest, model.version) for model in found}
+        if len(kinds) > 1:
+            self.forget()
+            raise RepositoryError(
+                f"{role} on the replicas at {self.settings.url}",
+                got=" and ".join(
+                    f"{digest[:12]}, graph {graph[:12]}, version {v}" for digest, graph, v in sorted(kinds)
+                ),
+                wanted="one model on all of them",
+                fix="Serve one repository on all of them, or name those that do: --url",
+            )
+        return found[0]
 
     def forget(self) -> None:
         """Ask before the next request: whoever answers it may run other models, or other versions of them."""

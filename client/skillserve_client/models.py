@@ -11,7 +11,7 @@ from pathlib import Path
 from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.errors import RepositoryError
 from skillserve.tensors import MODEL_NAMES, Role
-from skillserve_client.wire import Inference, ServedModel
+from skillserve_client.wire import Describing, ServedModel
 
 __all__ = ["Source", "read_sources", "require_unchanged"]
 
@@ -31,7 +31,7 @@ class Source:
 
 
 def read_sources(
-    repository: Path, triton: Inference, *, roles: Sequence[Role] = tuple(MODEL_NAMES)
+    repository: Path, triton: Describing, *, roles: Sequence[Role] = tuple(MODEL_NAMES)
 ) -> dict[Role, Source]:
     """The models of the repository, each compared with the server; a repository may hold no reranker.
 
@@ -56,7 +56,7 @@ def read_sources(
     return sources
 
 
-def require_unchanged(sources: dict[Role, Source], triton: Inference) -> None:
+def require_unchanged(sources: dict[Role, Source], triton: Describing) -> None:
     """Refuse a server that changed its models since they were read; raises RepositoryError."""
     for role, source in sources.items():
         before, now = source.served, triton.served(role)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,8 @@ _CHANNEL_ARGS = [
 ]
 
 _SERVER_NAME = "grpc.ssl_target_name_override"
+_IN_TURN = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}))
+"""Calls go to all addresses in turn, past those that are down; by default to the first one that answers."""
 
 _VENDOR_ERRORS = (InferenceServerException, grpc.RpcError, grpc.aio.UsageError, ValueError)
 """What a call may raise; ValueError and UsageError come from a channel that was closed."""
@@ -66,12 +69,13 @@ def named_server(settings: ClientSettings) -> list[tuple[str, str]]:
 class _Requests(Calls):
     """Everything about a call except sending it."""
 
-    def channel(self) -> dict[str, Any]:
-        """Arguments of either client of tritonclient."""
+    def channel(self, target: str) -> dict[str, Any]:
+        """Arguments of either client of tritonclient, for one of the targets."""
+        in_turn = [_IN_TURN] if self.several else []
         return {
-            "url": self.settings.url,
+            "url": target,
             "creds": credentials(self.settings),
-            "channel_args": [*_CHANNEL_ARGS, *named_server(self.settings)],
+            "channel_args": [*_CHANNEL_ARGS, *in_turn, *named_server(self.settings)],
         }
 
     def arguments(self, model: ServedModel, sequences: Sequence[Ids]) -> dict[str, Any]:
@@ -114,7 +118,9 @@ class Triton:
 
     def __init__(self, settings: ClientSettings | None = None) -> None:
         self._requests = _Requests(settings or ClientSettings())
-        self._client = blocking.InferenceServerClient(**self._requests.channel())
+        self._client, *self._replicas = [
+            blocking.InferenceServerClient(**self._requests.channel(target)) for target in self._requests.targets
+        ]
         self._slots = Slots(self._requests.settings.num_in_flight)
 
     def served(self, role: Role) -> ServedModel:
@@ -184,7 +190,8 @@ class Triton:
 
     def close(self) -> None:
         """Close the connection; calls that are still waiting fail."""
-        self._client.close()
+        for client in (self._client, *self._replicas):
+            client.close()
 
     def __enter__(self) -> Self:
         return self
@@ -201,9 +208,16 @@ class Triton:
 
     def _describe(self, role: Role, deadline: float) -> ServedModel:
         name, left = MODEL_NAMES[role], self._requests.remaining
-        config = self._client.get_model_config(name, client_timeout=left(deadline))
-        metadata = self._client.get_model_metadata(name, client_timeout=left(deadline))
-        return self._requests.described(role, config.config, metadata)
+        found, failed = [], []
+        asked = self._replicas or [self._client]
+        for client in asked:
+            try:
+                config = client.get_model_config(name, client_timeout=left(deadline) / len(asked))
+                metadata = client.get_model_metadata(name, client_timeout=left(deadline) / len(asked))
+                found.append(self._requests.described(role, config.config, metadata))
+            except _VENDOR_ERRORS as error:
+                failed.append(error)
+        return self._requests.agreed(role, found, failed)
 
     def _send(self, role: Role, sequences: Sequence[Ids], digest: str | None, deadline: float) -> Floats:
         """One attempt at one request; after a lost connection it begins with asking who is there."""
@@ -241,7 +255,7 @@ class AsyncTriton:
 
     def __init__(self, settings: ClientSettings | None = None) -> None:
         self._requests = _Requests(settings or ClientSettings())
-        self._client: waiting.InferenceServerClient | None = None
+        self._clients: list[waiting.InferenceServerClient] = []
         self._slots = asyncio.Semaphore(self._requests.settings.num_in_flight)
         self._closed = False
 
@@ -293,21 +307,21 @@ class AsyncTriton:
         name = MODEL_NAMES[role]
         return Statistics.from_message(
             await self._call(
-                lambda: self._open().get_inference_statistics(name, client_timeout=left(deadline)), deadline
+                lambda: self._open()[0].get_inference_statistics(name, client_timeout=left(deadline)), deadline
             )
         )
 
     async def server(self) -> str:
         """As `Triton.server`."""
         deadline, left = self._requests.moment(None), self._requests.remaining
-        found = await self._call(lambda: self._open().get_server_metadata(client_timeout=left(deadline)), deadline)
+        found = await self._call(lambda: self._open()[0].get_server_metadata(client_timeout=left(deadline)), deadline)
         return f"{found.name} {found.version}"
 
     async def close(self) -> None:
         """Close the connection; calls that are still waiting fail."""
         self._closed = True
-        if self._client is not None:
-            await self._client.close()
+        for client in self._clients:
+            await client.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -324,14 +338,21 @@ class AsyncTriton:
 
     async def _describe(self, role: Role, deadline: float) -> ServedModel:
         name, left = MODEL_NAMES[role], self._requests.remaining
-        config = await self._open().get_model_config(name, client_timeout=left(deadline))
-        metadata = await self._open().get_model_metadata(name, client_timeout=left(deadline))
-        return self._requests.described(role, config.config, metadata)
+        found, failed = [], []
+        asked = self._open()[1:] or self._open()
+        for client in asked:
+            try:
+                config = await client.get_model_config(name, client_timeout=left(deadline) / len(asked))
+                metadata = await client.get_model_metadata(name, client_timeout=left(deadline) / len(asked))
+                found.append(self._requests.described(role, config.config, metadata))
+            except _VENDOR_ERRORS as error:
+                failed.append(error)
+        return self._requests.agreed(role, found, failed)
 
     async def _send(self, role: Role, sequences: Sequence[Ids], digest: str | None, deadline: float) -> Floats:
         model = await self._model(role, digest, deadline)
         arguments = self._requests.arguments(model, sequences)
-        result = await self._open().infer(**arguments, client_timeout=self._requests.remaining(deadline))
+        result = await self._open()[0].infer(**arguments, client_timeout=self._requests.remaining(deadline))
         return self._requests.rows(result, len(sequences), model)
 
     @asynccontextmanager
@@ -346,10 +367,13 @@ class AsyncTriton:
         finally:
             self._slots.release()
 
-    def _open(self) -> waiting.InferenceServerClient:
-        if self._client is None:  # made here and not in __init__: gRPC binds it to the running loop
-            self._client = waiting.InferenceServerClient(**self._requests.channel())
-        return self._client
+    def _open(self) -> list[waiting.InferenceServerClient]:
+        """The client, and one for each replica if there are several."""
+        if not self._clients:  # made here and not in __init__: gRPC binds it to the running loop
+            self._clients = [
+                waiting.InferenceServerClient(**self._requests.channel(target)) for target in self._requests.targets
+            ]
+        return self._clients
 
     async def _call(self, attempt: Callable[[], Awaitable[Reply]], deadline: float) -> Reply:
         attempts = Attempts()

@@ -36,6 +36,7 @@ from skillserve.tensors import (
 __all__ = [
     "ATTENTION_MASK",
     "AsyncInference",
+    "Describing",
     "Floats",
     "Inference",
     "Progress",
@@ -196,12 +197,16 @@ class Statistics:
         )
 
 
-class Inference(Protocol):
-    """What search and indexing need of a server; `Triton` is one, and so is anything that computes in-process."""
+class Describing(Protocol):
+    """Who can say which models there are."""
 
     def served(self, role: Role) -> ServedModel:
-        """Describe the model of a role; raises RepositoryError if the server has none."""
+        """Describe the model of a role; raises RepositoryError if there is none."""
         ...
+
+
+class Inference(Describing, Protocol):
+    """What search and indexing need of a server; `Triton` is one, and so is anything that computes in-process."""
 
     def infer(
         self,

@@ -26,6 +26,7 @@ from skillserve_client.batch.audit import tables
 from skillserve_client.batch.audit.audit import Audit
 from skillserve_client.batch.audit.categories import embed_taxonomy
 from skillserve_client.batch.audit.taxonomy import Taxonomy, read_taxonomy
+from skillserve_client.batch.crew import Alone
 from skillserve_client.batch.embed import EmbedJob
 from skillserve_client.batch.engine import Engine
 from skillserve_client.batch.finished import Finished
@@ -52,7 +53,7 @@ def skill(i: int, description: str) -> dict[str, Any]:
 def score(job: Job[Any, Any], inference: Any, out: Path, **changes: Any) -> Finished:
     spec = Spec(out=out, **{"engine_name": "server", "shard_rows": 8} | changes)
     with Engine(inference, num_workers=2, max_run_tokens=256, patience_s=0.0) as engine:
-        Run(job, engine, spec).carry_out()
+        Run(job, Alone(job, engine), spec).carry_out()
     return Finished.opened(out, job.name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import resource
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from skillserve.publish import sha256_of
 from skillserve.settings import IndexSettings, SearchSettings
 from skillserve.skillfile import read_queries, read_skills
 from skillserve_client import Searcher, build_bundle, open_bundle
+from skillserve_client.batch.crew import Alone
 from skillserve_client.batch.embed import EmbedJob
 from skillserve_client.batch.engine import Engine
 from skillserve_client.batch.jobs import Job
@@ -41,7 +43,7 @@ def carry_out(job: Job[Any, Any], inference: Any, out: Path, **changes: Any) -> 
     """Run a job as the command does."""
     spec = Spec(out=out, **{"engine_name": "server", "shard_rows": 2} | changes)
     with Engine(inference, num_workers=2, max_run_tokens=64, patience_s=0.0) as engine:
-        return Run(job, engine, spec).carry_out()
+        return Run(job, Alone(job, engine), spec).carry_out()
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
@@ -370,3 +372,18 @@ def test_nothing_is_touched_where_no_run_could_read_the_input(
     assert read_skills(catalogue)
     with pytest.raises(CatalogueError):
         read_queries(empty)
+
+
+def test_without_ray_its_extra_is_named_and_nothing_is_begun(
+    world: IndexSettings,
+    catalogue: Path,
+    wire_server: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    options = ["--engine", "ray", "--worker-engine", "server", "--url", wire_server.url, "--models", str(world.models)]
+    assert main(["score", "embed", str(catalogue), "--out", str(tmp_path / "out"), *options]) == 3
+    assert "pip install 'skillserve[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -16,6 +16,7 @@ from skillserve.errors import BundleError, ServerOverloaded
 from skillserve.records import Answer
 from skillserve.settings import SearchSettings
 from skillserve_client import AsyncSearcher, Bundle, Searcher, open_bundle
+from skillserve_client.batch.crew import Alone
 from skillserve_client.batch.engine import Engine
 from skillserve_client.batch.rank import RankJob
 from skillserve_client.batch.run import Run, Spec
@@ -106,7 +107,8 @@ def test_a_batch_abstains_where_a_search_does(bundle: Bundle, fake: Any, tmp_pat
     settings = SearchSettings(top_k=3)
     with Engine(fake, num_workers=2, max_run_tokens=64, patience_s=0.0) as engine:
         spec = Spec(out=tmp_path / "out", engine_name="server", file_format="jsonl")
-        Run(RankJob.of([requests], bundle, settings), engine, spec).carry_out()
+        job = RankJob.of([requests], bundle, settings)
+        Run(job, Alone(job, engine), spec).carry_out()
     (file,) = (tmp_path / "out" / "shards").iterdir()
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     answers = [Searcher(bundle, fake, settings).search(text).to_dict() for text in texts]

@@ -205,3 +205,36 @@ def test_a_closed_client_says_so(wire_settings: ClientSettings) -> None:
 def test_an_address_that_is_none_is_refused_before_dialling(url: str) -> None:
     with pytest.raises(ConfigError, match="host:port"):
         Triton(ClientSettings(url=url))
+
+
+@pytest.fixture
+def replicas(new_wire_server: Any) -> Any:
+    servers = [new_wire_server(), new_wire_server()]
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+def test_replicas_take_turns_and_one_that_dies_is_passed_over(kind: str, replicas: Any, computed: Computed) -> None:
+    first, second = replicas
+    first.delay_s = second.delay_s = 0.02  # so that both are connected to before the last request leaves
+    settings = ClientSettings(url=f"{first.url},{second.url}", max_request_tokens=32, num_in_flight=2)
+    np.testing.assert_array_equal(call(kind, settings, "infer", "embedder", SEQUENCES), computed("embedder", SEQUENCES))
+    halves = len(first.requests), len(second.requests)
+    assert min(halves) > sum(halves) / 4
+    second.stop()
+    np.testing.assert_array_equal(call(kind, settings, "infer", "embedder", SEQUENCES), computed("embedder", SEQUENCES))
+    assert len(second.requests) == halves[1]
+
+
+def test_replicas_that_run_different_models_are_refused(kind: str, replicas: Any) -> None:
+    replicas[1].digests["embedder"] = "9" * 64
+    settings = ClientSettings(url=",".join(server.url for server in replicas))
+    with pytest.raises(RepositoryError, match=r"999999999999, graph .* and eeeeeeeeeeee"):
+        call(kind, settings, "served", "embedder")
+
+
+@pytest.mark.parametrize("url", ["10.0.0.1:8001,host:8001", "10.0.0.1:8001,[::1]:8001", "10.0.0.1:8001,", "a,b"])
+def test_lists_of_replicas_are_addresses_of_one_kind(kind: str, url: str) -> None:
+    with pytest.raises(ConfigError, match="of replicas, IP addresses of one kind"):
+        call(kind, ClientSettings(url=url), "served", "embedder")

@@ -30,6 +30,7 @@ from skillserve_bench.report import Findings, Table
 from skillserve_bench.scenarios.batching import TOLERANCE
 from skillserve_bench.server import Server
 from skillserve_client import Triton
+from skillserve_client.batch.crew import Alone
 from skillserve_client.batch.direct import DirectInference
 from skillserve_client.batch.embed import EmbedJob
 from skillserve_client.batch.engine import Engine
@@ -71,7 +72,7 @@ def measure_score(
                 with Engine(
                     inference, num_workers=num_workers, max_run_tokens=client.max_request_tokens, patience_s=60.0
                 ) as engine:
-                    summary = Run(job, engine, spec).carry_out()
+                    summary = Run(job, Alone(job, engine), spec).carry_out()
                 return _Pass(summary.num_scored / (time.perf_counter() - begin), _vectors(spec.out))
 
             return measured

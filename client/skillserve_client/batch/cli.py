@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from skillserve.console import out, print_json, talk
 from skillserve.flags import Json, with_settings
 from skillserve.settings import Settings
-from skillserve.tensors import Role
 from skillserve_client.batch.audit.audit import Audit
 from skillserve_client.batch.audit.categories import embed_taxonomy
 from skillserve_client.batch.audit.show import show
 from skillserve_client.batch.audit.taxonomy import Taxonomy, read_taxonomy
-from skillserve_client.batch.direct import DirectInference
-from skillserve_client.batch.embed import EmbedJob
-from skillserve_client.batch.engine import Engine
+from skillserve_client.batch.crew import Alone
 from skillserve_client.batch.finished import Finished
-from skillserve_client.batch.jobs import Job
-from skillserve_client.batch.pairs import PairsJob
-from skillserve_client.batch.rank import RankJob
+from skillserve_client.batch.orders import Order, opened_inference
 from skillserve_client.batch.receipts import REJECTS_FILE
 from skillserve_client.batch.run import Run, Spec
 from skillserve_client.batch.watching import Summary
-from skillserve_client.bundle import Bundle, open_bundle
+from skillserve_client.batch.workers import Workers
 from skillserve_client.models import read_sources
-from skillserve_client.search import check_models
-from skillserve_client.triton import Triton
-from skillserve_client.wire import Floats, Inference
+from skillserve_client.wire import Floats
 
 __all__ = ["WITH_REJECTS", "score"]
 
@@ -64,10 +55,8 @@ def embed(
     as_json: Json = False,
 ) -> int:
     """Embed the skills of a catalogue."""
-    roles: tuple[Role, ...] = ("embedder",)
-    with _inference(settings, roles) as inference:
-        (source,) = read_sources(settings.index.models, inference, roles=roles).values()
-        return _carry_out(EmbedJob.of(catalogue, source), inference, settings, out, fresh=fresh, as_json=as_json)
+    order = Order(job="embed", sources=tuple(catalogue), settings=settings)
+    return _carry_out(order, out, fresh=fresh, as_json=as_json)
 
 
 @score.command()
@@ -81,9 +70,8 @@ def rank(
     as_json: Json = False,
 ) -> int:
     """Find skills for every request of a file: two stages, with probabilities where the bundle is calibrated."""
-    bundle = open_bundle(settings.index.bundles, index=settings.index)
-    job = RankJob.of(requests, bundle, settings.search)
-    return _carry_out_with(bundle, job, settings, out, fresh=fresh, as_json=as_json)
+    order = Order(job="rank", sources=tuple(requests), settings=settings)
+    return _carry_out(order, out, fresh=fresh, as_json=as_json)
 
 
 @score.command()
@@ -106,9 +94,8 @@ def pairs(
     as_json: Json = False,
 ) -> int:
     """Score given requests with given skills of the bundle, as a search would."""
-    bundle = open_bundle(settings.index.bundles, index=settings.index)
-    job = PairsJob.of(pairs, bundle, settings.search)
-    return _carry_out_with(bundle, job, settings, out, fresh=fresh, as_json=as_json)
+    order = Order(job="pairs", sources=tuple(pairs), settings=settings)
+    return _carry_out(order, out, fresh=fresh, as_json=as_json)
 
 
 @score.command()
@@ -138,7 +125,8 @@ def audit(
     )
 
     def embed_categories(taxonomy: Taxonomy) -> Floats:
-        with _inference(settings, ("embedder",)) as inference:
+        direct = settings.score.engine != "server"
+        with opened_inference(settings, "direct" if direct else "server", ("embedder",)) as inference:
             (source,) = read_sources(settings.index.models, inference, roles=("embedder",)).values()
             return embed_taxonomy(taxonomy, source, inference, model=job.model)
 
@@ -149,46 +137,22 @@ def audit(
         show(summary, str(out))
 
 
-def _carry_out_with(
-    bundle: Bundle, job: RankJob | PairsJob, settings: Settings, out: Path, *, fresh: bool, as_json: bool
-) -> int:
-    """A job over a bundle, with the very models that the bundle was built with."""
-    with _inference(settings, tuple(job.digests)) as inference:
-        check_models(bundle, {role: inference.served(role) for role in job.digests})
-        return _carry_out(job, inference, settings, out, fresh=fresh, as_json=as_json)
-
-
-@contextmanager
-def _inference(settings: Settings, roles: Sequence[Role]) -> Iterator[Inference]:
-    """The engine's models: a connection, or graphs in this process."""
-    if settings.score.engine == "direct":
-        yield DirectInference(settings.index.models, roles, max_request_tokens=settings.client.max_request_tokens)
-        return
-    with Triton(settings.client) as triton:
-        yield triton
-
-
-def _carry_out(
-    job: Job[Any, Any], inference: Inference, settings: Settings, out: Path, *, fresh: bool, as_json: bool
-) -> int:
-    chosen, client = settings.score, settings.client
-    direct = chosen.engine == "direct"
+def _carry_out(order: Order, out: Path, *, fresh: bool, as_json: bool) -> int:
+    score = order.settings.score
     spec = Spec(
         out=out,
-        file_format=chosen.format,
-        shard_rows=chosen.shard_rows,
-        engine_name=chosen.engine,
+        file_format=score.format,
+        shard_rows=score.shard_rows,
+        engine_name=order.computes_with,
         fresh=fresh,
         as_json=as_json,
     )
-    with Engine(
-        inference,
-        num_workers=1 if direct else client.num_in_flight,
-        max_run_tokens=client.max_request_tokens,
-        patience_s=chosen.patience_s,
-        timeout_s=None if direct else client.timeout_s,
-    ) as engine:
-        summary = Run(job, engine, spec).carry_out()
+    if score.engine == "ray":
+        job, models = order.described()
+        summary = Run(job, Workers(order, models), spec).carry_out()
+    else:
+        with order.opened() as (job, engine):
+            summary = Run(job, Alone(job, engine), spec).carry_out()
     if not as_json:
         _show(summary, spec.out)
     return WITH_REJECTS if summary.num_rejects else 0

@@ -1,23 +1,22 @@
-"""Carrying out a job: shard after shard, the next one read and tokenised while this one is computed."""
+"""Carrying out a job: what is found finished stays, the rest goes to a crew, and what comes back is written."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from skillserve.console import progress, talk
-from skillserve_client.batch.ahead import running_ahead
-from skillserve_client.batch.engine import Engine
-from skillserve_client.batch.files import Format, shard_bytes
+from skillserve_client.batch.crew import Crew, Found, Scored, Task
+from skillserve_client.batch.files import Format
 from skillserve_client.batch.folder import OutputFolder
 from skillserve_client.batch.inputs import R
-from skillserve_client.batch.jobs import Job, Refused
+from skillserve_client.batch.jobs import Job
 from skillserve_client.batch.receipts import Entry, Identity, Receipt
-from skillserve_client.batch.shards import Shard, cut_shards
+from skillserve_client.batch.shards import cut_shards
 from skillserve_client.batch.watching import Summary, Watch
-from skillserve_client.wire import ServedModel
 
 __all__ = ["Run", "Spec"]
 
@@ -33,37 +32,29 @@ class Spec:
     shard_rows: int | None = None
     """None: the job's own."""
     engine_name: str
+    """What computes, wherever: results of two engines differ in their last digits, and never share a folder."""
     fresh: bool = False
     as_json: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Ready(Generic[R, P]):
-    """A shard that is finished, or ready for the models."""
-
-    shard: Shard[R]
-    name: str
-    receipt: Receipt | None
-    prepared: P | None
-
-
 class Run(Generic[R, P]):
-    """One job with one engine into one folder."""
+    """One job with one crew into one folder, which this process alone writes to."""
 
-    def __init__(self, job: Job[R, P], engine: Engine, spec: Spec) -> None:
+    def __init__(self, job: Job[R, P], crew: Crew[R], spec: Spec) -> None:
         self._job: Job[R, P] = job
-        self._engine, self._spec = engine, spec
-        self._models: list[ServedModel] = [engine.served(role) for role in job.digests]
+        self._crew: Crew[R] = crew
+        self._spec = spec
         self._shard_rows = spec.shard_rows or job.shard_rows
+        models = {role: crew.served(role) for role in job.digests}
         self.identity = Identity(
             job=job.name,
             models={
-                model.role: {
+                role: {
                     "digest": model.digest,
                     "graph_digest": model.graph_digest,
                     "precision": model.precision,
                 }
-                for model in self._models
+                for role, model in models.items()
             },
             options={
                 **job.options,
@@ -72,6 +63,7 @@ class Run(Generic[R, P]):
                 "shard_rows": self._shard_rows,
             },
         )
+        self._task = Task(self.identity, spec.file_format, models)
 
     def carry_out(self) -> Summary:
         """Score everything that is not scored yet.
@@ -88,63 +80,42 @@ class Run(Generic[R, P]):
         ):
             watch = Watch(total, bar, as_json=spec.as_json)
             watch.event("start", job=job.name, total_rows=total, identity=self.identity.model_dump(mode="json"))
-            places = folder.places()
-            entries: list[Entry] = []
-            with running_ahead(self._ready(folder)) as shards:
-                for ready in shards:
-                    receipt = ready.receipt or self._scored(folder, ready, watch)
-                    changed = ready.name not in places.get(ready.shard.index, {ready.name})
-                    if changed and not watch.summary.num_changed:
-                        talk(f"The input changed since the last run: from row {receipt.entry.first_row} on, at least.")
-                    watch.shard(receipt.entry, resumed=ready.receipt is not None, changed=changed)
-                    entries.append(receipt.entry)
-            folder.complete(entries)
-        summary = replace(watch.summary, num_repeats=self._engine.num_repeats)
-        watch.event("done", out=str(spec.out), **summary.to_dict())
-        return summary
+            entries: dict[int, Entry] = {}
+            with closing(self._crew.scored(self._found(folder), self._task, watch.tokens)) as shards:
+                for found, scored in shards:
+                    receipt = found.receipt if scored is None else self._committed(folder, found, scored)
+                    if receipt is None:
+                        raise ValueError(f"shard {found.name} is neither finished nor scored")
+                    watch.shard(
+                        receipt.entry,
+                        resumed=scored is None,
+                        changed=found.changed,
+                        num_repeats=scored.num_repeats if scored else 0,
+                    )
+                    entries[found.shard.index] = receipt.entry
+            folder.complete([entries[index] for index in sorted(entries)])
+        watch.event("done", out=str(spec.out), **watch.summary.to_dict())
+        return watch.summary
 
-    def _ready(self, folder: OutputFolder) -> Generator[_Ready[R, P], None, None]:
+    def _found(self, folder: OutputFolder) -> Generator[Found[R], None, None]:
         """Runs in a thread of its own."""
+        places, any_changed = folder.places(), False
         for shard in cut_shards(self._job.sources, shard_rows=self._shard_rows):
             name = self.identity.shard_name(shard.index, shard.digest)
-            receipt = folder.finished(name)
-            prepared = None if receipt else self._job.prepare([item.record for item in shard.items])
-            yield _Ready(shard, name, receipt, prepared)
+            changed = name not in places.get(shard.index, {name})
+            if changed and not any_changed:
+                talk(f"The input changed since the last run: from row {shard.first_row} on, at least.")
+                any_changed = True
+            yield Found(shard, name, folder.finished(name), changed)
 
-    def _scored(self, folder: OutputFolder, ready: _Ready[R, P], watch: Watch) -> Receipt:
-        job, shard, before = self._job, ready.shard, watch.summary.num_tokens
-        if ready.prepared is None:
-            raise ValueError(f"shard {ready.name} is finished and was not prepared")
-        outcomes = job.score(ready.prepared, self._engine, watch.tokens)
-        rows, rejects = [], list(shard.rejects)
-        for item, outcome in zip(shard.items, outcomes, strict=True):
-            if isinstance(outcome, Refused):
-                rejects.append(item.reject(outcome.reason))
-            else:
-                rows.append({"row": item.row, **outcome})
-        for model in self._models:
-            self._engine.require_same(model)
-        content = shard_bytes(
-            rows,
-            self._spec.file_format,
-            job=job.name,
-            dim=job.dim,
-            metadata={
-                "name": ready.name,
-                "identity": self.identity.model_dump(mode="json"),
-                "identity_digest": self.identity.digest,
-                "input_digest": shard.digest,
-                "first_row": shard.first_row,
-                "num_rows": shard.num_rows,
-            },
-        )
+    def _committed(self, folder: OutputFolder, found: Found[R], scored: Scored) -> Receipt:
         return folder.commit(
-            ready.name,
-            content,
+            found.name,
+            scored.content,
             self._spec.file_format,
-            input_digest=shard.digest,
-            first_row=shard.first_row,
-            num_rows=shard.num_rows,
-            num_tokens=watch.summary.num_tokens - before,
-            rejects=sorted(rejects, key=lambda reject: reject.row),
+            input_digest=found.shard.digest,
+            first_row=found.shard.first_row,
+            num_rows=found.shard.num_rows,
+            num_tokens=scored.num_tokens,
+            rejects=scored.rejects,
         )

@@ -50,7 +50,7 @@ class Watch:
         self._count(num_tokens=num)
         self._bar.advance(0, note=self._note())
 
-    def shard(self, entry: Entry, *, resumed: bool, changed: bool) -> None:
+    def shard(self, entry: Entry, *, resumed: bool, changed: bool, num_repeats: int = 0) -> None:
         """A shard is finished, or was."""
         self._count(
             num_rows=entry.num_rows,
@@ -59,6 +59,7 @@ class Watch:
             num_shards=1,
             num_resumed=int(resumed),
             num_changed=int(changed),
+            num_repeats=num_repeats,
         )
         if not resumed:
             self._computed_rows += entry.num_rows

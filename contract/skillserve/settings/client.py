@@ -26,7 +26,10 @@ TLS_FIELDS = ("tls", "tls_ca", "tls_certificate", "tls_key", "tls_server_name")
 class ClientSettings(Section):
     """How a client reaches the server and how large its requests are."""
 
-    url: str = Field("127.0.0.1:8001", description="gRPC address of the server, host:port")
+    url: str = Field(
+        "127.0.0.1:8001",
+        description="gRPC address of the server, host:port; of replicas: IP:port,IP:port or a DNS name of them all",
+    )
     timeout_s: float = Field(60.0, gt=0, description="longest wait for one inference call, seconds")
     max_request_tokens: int = Field(
         4_096, gt=0, description="tokens per request in bulk work; the server joins requests, so small ones cost little"
@@ -129,8 +132,10 @@ class IndexSettings(Section):
 class ScoreSettings(Section):
     """Scoring files in bulk."""
 
-    engine: Literal["server", "direct"] = Field(
-        "server", description="`server` asks a running one; `direct` runs the graphs of --models in this process"
+    engine: Literal["server", "direct", "ray"] = Field(
+        "server",
+        description="`server` asks a running one; `direct` runs the graphs of --models in this process; `ray` hands "
+        "shards to workers on many machines",
     )
     format: Literal["parquet", "jsonl"] = Field("parquet", description="of finished shards and tables")
     shard_rows: int | None = Field(
@@ -140,6 +145,19 @@ class ScoreSettings(Section):
     )
     patience_s: float = Field(
         120.0, ge=0, description="how long a request that the server sheds, or a lost server, is tried again, seconds"
+    )
+    worker_engine: Literal["server", "direct"] = Field(
+        "direct", description="what each worker of `ray` computes with: a server, or graphs of its own"
+    )
+    ray_address: str | None = Field(
+        None,
+        min_length=1,
+        description="running Ray to join, such as host:6379 or auto; not set: one on this machine, for this run",
+    )
+    num_workers: int | None = Field(None, ge=1, description="workers of `ray`; not set: as many as Ray has cores for")
+    worker_cores: int = Field(1, ge=1, description="cores that a worker of `ray` takes, and its graphs use")
+    worker_tries: int = Field(
+        3, ge=1, description="how many workers of `ray` may die on one shard, or before their first, until the run ends"
     )
 
 

@@ -1,0 +1,177 @@
+"""Who gets which shard, who is blamed for a death, and when a run gives up. The real Ray is in tests/e2e."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from skillserve.errors import ServerError
+from skillserve.publish import sha256_of
+from skillserve.settings import ClientSettings, IndexSettings, ScoreSettings, Settings
+from skillserve_client.batch import workers
+from skillserve_client.batch.crew import Alone, WorkerDied
+from skillserve_client.batch.orders import Order
+from skillserve_client.batch.run import Run, Spec
+from skillserve_client.batch.watching import Summary
+
+NUM_SHARDS = 9
+SHARD_ROWS = 2
+
+Dies = Callable[[int, str], bool]
+"""Whether the worker of this number, counted as they are hired, dies in a call: `open`, or the place of a shard."""
+
+
+class InProcess:
+    """A cluster whose workers live here: each computes one call whenever anybody waits, and dies when it is told to."""
+
+    def __init__(self, dies: Dies, num_workers: int) -> None:
+        self.num_workers = num_workers
+        self._dies = dies
+        self._queues: list[tuple[Any, deque[int]]] = []
+        self._calls: list[tuple[str, Callable[[], Any]]] = []
+        self._answers: dict[int, Any] = {}
+        self.num_begun = self.num_ended = 0
+
+    def __enter__(self) -> Self:
+        self.num_begun += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.num_ended += 1
+
+    def share(self, thing: object) -> object:
+        """The thing itself."""
+        return thing
+
+    def hire(self, kind: type, *arguments: object) -> int:
+        """The number of a worker."""
+        self._queues.append((kind(*arguments), deque()))
+        return len(self._queues) - 1
+
+    def dismiss(self, worker: int) -> None:
+        """Only the dead are dismissed: nothing of theirs is left to compute."""
+        assert not self._queues[worker][1]
+
+    def call(self, worker: int, method: str, *arguments: Any) -> int:
+        """The number of a call, which waits for its turn."""
+        made, queue = self._queues[worker]
+        what = method if method == "open" else str(arguments[0].shard.index)
+        self._calls.append((what, lambda: getattr(made, method)(*arguments)))
+        queue.append(len(self._calls) - 1)
+        return queue[-1]
+
+    def ended(self, calls: Sequence[int], *, timeout_s: float) -> list[int]:
+        """One more call of each worker is computed."""
+        assert timeout_s
+        for number, (_, queue) in enumerate(self._queues):
+            if queue:
+                what, compute = self._calls[queue[0]]
+                if self._dies(number, what):
+                    while queue:
+                        self._answers[queue.popleft()] = WorkerDied("killed")
+                else:
+                    self._answers[queue.popleft()] = compute()
+        return [call for call in calls if call in self._answers]
+
+    def answer(self, call: int) -> Any:
+        """What it gave, or the death."""
+        answer = self._answers[call]
+        if isinstance(answer, WorkerDied):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def order(world: IndexSettings, wire_server: Any, tmp_path: Path) -> Order:
+    wire_server.parameters = {"skillserve_max_sequence_tokens": "48"}
+    words = ["resize", "merge", "commit", "chart", "deploy"]
+    rows = [{"id": str(i), "name": words[i % 5], "description": f"photo {i}"} for i in range(NUM_SHARDS * SHARD_ROWS)]
+    path = tmp_path / "skills.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "no row\n")
+    score = ScoreSettings(engine="ray", worker_engine="server", patience_s=0.0)
+    settings = Settings(index=world, score=score, client=ClientSettings(url=wire_server.url))
+    return Order(job="embed", sources=(path,), settings=settings)
+
+
+@pytest.fixture
+def carry_out(order: Order, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Summary]:
+    """Score with workers that die as told; without them, alone."""
+
+    def run(out: Path, dies: Dies | None = None, num_workers: int = 2) -> Summary:
+        spec = Spec(out=out, engine_name=order.computes_with, shard_rows=SHARD_ROWS)
+        if dies is None:
+            with order.opened() as (job, engine):
+                return Run(job, Alone(job, engine), spec).carry_out()
+        cluster = InProcess(dies, num_workers)
+        monkeypatch.setattr(workers, "Cluster", lambda **_: cluster)
+        try:
+            job, models = order.described()
+            return Run(job, workers.Workers(order, models), spec).carry_out()
+        finally:
+            assert cluster.num_ended == 1
+
+    return run
+
+
+def files_of(out: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in (out / "shards").iterdir()}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 12])
+def test_workers_leave_what_one_process_leaves(carry_out: Any, tmp_path: Path, num_workers: int) -> None:
+    alone = carry_out(tmp_path / "alone")
+    crew = carry_out(tmp_path / "crew", lambda _, __: False, num_workers)
+    assert files_of(tmp_path / "crew") == files_of(tmp_path / "alone")
+    for name in ("manifest.json", "rejects.jsonl"):
+        assert (tmp_path / "crew" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert (crew.num_rows, crew.num_scored, crew.num_rejects) == (19, 18, 1)
+    assert crew.num_tokens == alone.num_tokens
+
+
+def test_a_death_costs_the_shard_in_hand_and_another_worker_gets_it(
+    carry_out: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    carry_out(tmp_path / "alone")
+    computed: list[str] = []
+
+    def dies(worker: int, what: str) -> bool:
+        computed.append(what)
+        return worker == 1 and what not in {"open", "0", "1"}
+
+    carry_out(tmp_path / "crew", dies)
+    assert files_of(tmp_path / "crew") == files_of(tmp_path / "alone")
+    assert len(computed) == 3 + (NUM_SHARDS + 1) + 1
+    assert "A worker died on shard 00000" in capsys.readouterr().err
+
+
+def test_a_shard_that_no_worker_survives_ends_the_run_by_name_and_its_neighbours_are_not_blamed(
+    carry_out: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ServerError, match=r"on shard 000004-\w+: got 3 dead in turn: killed; .*are kept"):
+        carry_out(tmp_path / "crew", lambda _, what: what == "4")
+    left = files_of(tmp_path / "crew")
+    assert len(left) >= 4
+    assert not any(name.startswith("000004") for name in left)
+    assert carry_out(tmp_path / "crew").num_resumed == len(left)
+
+
+def test_workers_that_die_before_they_begin_end_the_run(carry_out: Any, tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="before its first shard: got 3 dead in turn"):
+        carry_out(tmp_path / "crew", lambda _, what: what == "open")
+
+
+def test_a_finished_job_starts_no_worker(
+    carry_out: Any, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out(tmp_path / "out")
+    cluster = InProcess(lambda _, __: False, 2)
+    monkeypatch.setattr(workers, "Cluster", lambda **_: cluster)
+    spec = Spec(out=tmp_path / "out", engine_name=order.computes_with, shard_rows=SHARD_ROWS)
+    job, models = order.described()
+    assert Run(job, workers.Workers(order, models), spec).carry_out().num_resumed == NUM_SHARDS + 1
+    assert cluster.num_begun == 0

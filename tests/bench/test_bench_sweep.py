@@ -15,7 +15,7 @@ from skillserve.cli import main
 from skillserve.config import load_settings
 from skillserve.errors import ConfigError, UsageError
 from skillserve.recommendation import Asking, ServedAs, Tuning, read_recommendation
-from skillserve.settings import BenchSettings, ExportSettings, SweepSettings
+from skillserve.settings import BenchSettings, ExportSettings, ServeSettings, SweepSettings
 from skillserve_bench.environment import observe
 from skillserve_bench.intervals import Estimate
 from skillserve_bench.peers.ranking import Ranking
@@ -25,6 +25,8 @@ from skillserve_bench.sweep.grid import Host, Point, Subject, make_grid
 from skillserve_bench.sweep.record import Swept
 from skillserve_bench.sweep.trials import Trial
 from skillserve_bench.sweep.words import findings_of
+from skillserve_serving.profile import tuned
+from skillserve_serving.repository import read_repository
 
 BOTH = {
     "skill_embedder": ServedAs(digest="e" * 64, precision="fp32"),
@@ -245,11 +247,13 @@ def test_a_sweep_measures_all_that_starts_and_recommends_what_serve_can_set(
         assert 0 < point["latency_ms"]["p50"]["value"] <= point["latency_ms"]["p90"]["value"]
         assert point["searches_per_s"]["value"] > 0
         assert 0 <= point["ndcg@10"]["mean"] <= 1
-    assert all("model.onnx" in point["objections"][0] for point in points[2:])
+    assert all("no sound ONNX model" in point["objections"][0] for point in points[2:])
     written = read_recommendation(target)
     assert [each.repository for each in written.recommended] == ["good"]
     (part,) = written.recommended
     assert part.models["skill_embedder"].precision == "fp32"
     assert part.profiles["latency"].serve.changes == {"num_threads": 1}
+    serve = ServeSettings(repository=good, profile="throughput", recommendation=target)
+    assert tuned(serve, read_repository(good)).tuning == Tuning(num_threads=1)
     assert found["figures"]["chosen"]["throughput"] in {1, 2}
     assert "bad, 5 reranked" in page.read_text()

@@ -99,7 +99,7 @@ def _tables(swept: Swept, fronts: Sequence[Front]) -> list[Table]:
                 f"searches/s, {times(swept.bench.num_clients, 'client')}",
                 "NDCG@10",
                 "to the best, paired",
-                *(f"{front.profile}: beaten" for front in fronts),
+                *(f"{front.profile} front" for front in fronts),
             ],
             rows=[
                 [

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from skillserve.publish import write_bytes, write_text
-from skillserve_export.plots import draw_overlaps, draw_scores
 from skillserve_export.ranks import RankFigures, RequestRanks
 from skillserve_export.verdict import Verdict
 
@@ -37,6 +36,8 @@ def write_report(folder: Path, verdict: Verdict) -> None:
     """Write the four files, or two where nothing could be compared; the verdict itself last."""
     title = f"{verdict.card.name}, {verdict.candidate.precision}"
     if verdict.figures is not None:
+        from skillserve_export.plots import draw_overlaps, draw_scores  # only a run that draws waits for Matplotlib
+
         write_bytes(folder / _SCORES, draw_scores(verdict.figures.points, title))
         write_bytes(folder / _OVERLAP, draw_overlaps([each.overlap for each in verdict.figures.requests], title))
     report = report_of(verdict)

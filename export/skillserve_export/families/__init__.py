@@ -5,34 +5,38 @@ A family is one small module with an entry in `FAMILIES`, keyed by `model_type` 
 
 from __future__ import annotations
 
+from functools import cache
+
 from skillserve.card import ModelCard
 from skillserve.errors import ContractError
-from skillserve_export.families.bert import Bert
+from skillserve.lazy import load_target
 from skillserve_export.families.family import Family
-from skillserve_export.families.late_bert import LateBert
-from skillserve_export.families.modernbert import ModernBert
-from skillserve_export.families.qwen3 import Qwen3
-from skillserve_export.families.xlm_roberta import XlmRoberta
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
-FAMILIES: dict[str, Family] = {
-    "bert": Bert(),
-    "late-bert": LateBert(),
-    "modernbert": ModernBert(),
-    "qwen3": Qwen3(),
-    "xlm-roberta": XlmRoberta(),
+FAMILIES = {
+    "bert": "bert:Bert",
+    "late-bert": "late_bert:LateBert",
+    "modernbert": "modernbert:ModernBert",
+    "qwen3": "qwen3:Qwen3",
+    "xlm-roberta": "xlm_roberta:XlmRoberta",
 }
+"""Module and class. Each is imported when it is called for: transformers' modules behind them take a second or two."""
+
+
+@cache
+def _opened(kind: str) -> Family:
+    family: Family = load_target(f"{__name__}.{FAMILIES[kind]}", extra="export", subject=f"model family `{kind}`")()
+    return family
 
 
 def family_of(card: ModelCard) -> Family:
     """The entry for a card; raises ContractError with the known names."""
-    try:
-        return FAMILIES[card.family]
-    except KeyError as error:
+    if card.family not in FAMILIES:
         raise ContractError(
             f"model `{card.name}`",
             got=f"architecture {card.family}",
             wanted=f"one of {', '.join(sorted(FAMILIES))}",
             fix="Export a model of a known family, or add a module to skillserve_export/families.",
-        ) from error
+        )
+    return _opened(card.family)

@@ -5,29 +5,33 @@ A family is one module with an entry in `FAMILIES`, keyed by `model_type` of con
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from skillserve.errors import ConfigError
+from skillserve.lazy import load_target
 from skillserve_training.base import MINILM
-from skillserve_training.families.bert import Bert
 from skillserve_training.families.family import Family
-from skillserve_training.families.late_bert import LateBert
-from skillserve_training.families.modernbert import ModernBert
-from skillserve_training.families.qwen3 import Qwen3
-from skillserve_training.families.xlm_roberta import XlmRoberta
 from skillserve_training.files import read_json
 
 __all__ = ["FAMILIES", "Family", "family_in", "family_of"]
 
-FAMILIES: dict[str, Family] = {
-    "bert": Bert(),
-    "late-bert": LateBert(),
-    "modernbert": ModernBert(),
-    "qwen3": Qwen3(),
-    "xlm-roberta": XlmRoberta(),
+FAMILIES = {
+    "bert": "bert:Bert",
+    "late-bert": "late_bert:LateBert",
+    "modernbert": "modernbert:ModernBert",
+    "qwen3": "qwen3:Qwen3",
+    "xlm-roberta": "xlm_roberta:XlmRoberta",
 }
+"""Module and class. Each is imported when it is called for: transformers' modules behind them take a second or two."""
+
+
+@cache
+def _opened(kind: str) -> Family:
+    family: Family = load_target(f"{__name__}.{FAMILIES[kind]}", extra="training", subject=f"model family `{kind}`")()
+    return family
 
 
 _LATE = "late-"
@@ -49,9 +53,9 @@ def family_in(folder: Path, *, late: bool = False) -> Family:
             wanted=f"one of {', '.join(sorted(FAMILIES))}",
             fix=f"Name another base, such as --base {MINILM}",
         )
-    return FAMILIES[kind]
+    return _opened(kind)
 
 
 def family_of(model: PreTrainedModel) -> Family:
     """The family of a model that one of them opened."""
-    return FAMILIES[model.config.model_type]
+    return _opened(model.config.model_type)

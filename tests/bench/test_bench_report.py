@@ -138,16 +138,18 @@ def test_the_environment_is_this_machine_today() -> None:
 
 def test_a_busy_process_is_found_in_the_share_of_its_tree() -> None:
     """The server's share must include what its stubs burn; here the child of a child burns one core."""
-    burner = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'], timeout=30)"
-    process = subprocess.Popen([sys.executable, "-c", burner], start_new_session=True)
+    burner = "print(flush=True)\nwhile True: pass"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burner!r}], timeout=30)"
+    process = subprocess.Popen([sys.executable, "-c", parent], start_new_session=True, stdout=subprocess.PIPE)
     try:
-        time.sleep(0.3)
+        assert process.stdout is not None
+        process.stdout.readline()  # it burns
         meter = Meter(process.pid)
         time.sleep(0.6)
         usage = meter.usage()
     finally:
         os.killpg(process.pid, 9)
-        process.wait()
+        process.communicate()
     assert usage.server is not None
     assert usage.server > 0.05
     assert usage.client < usage.server

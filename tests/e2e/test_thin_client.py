@@ -27,9 +27,9 @@ pytestmark = pytest.mark.e2e
 
 def test_a_thin_client_searches(server: Any, bundles: Path, tmp_path: Path) -> None:
     """The built wheel, in an environment of its own, against the running server."""
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     python = str(tmp_path / "venv" / "bin" / "python")
-    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
     constraints = str(ROOT / "constraints.txt")
     subprocess.run([*pip, "install", "--quiet", "--constraint", constraints, f"{ROOT}[client]"], check=True)
     listed = subprocess.run([*pip, "list", "--format=json"], check=True, capture_output=True, text=True)

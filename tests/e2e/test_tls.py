@@ -20,6 +20,8 @@ from skillserve.cli import main
 from skillserve.config import load_settings
 from skillserve.errors import ConfigError, ServerUnreachable
 from skillserve.settings import ClientSettings, ServeSettings
+from skillserve_bench.load.target import InferTarget
+from skillserve_bench.messages import messages, rows
 from skillserve_client import AsyncTriton
 from skillserve_client import Triton as Client
 from skillserve_serving.launcher import Triton
@@ -95,16 +97,24 @@ def sequences() -> list[np.ndarray[Any, np.dtype[np.int32]]]:
     return [np.arange(5, 5 + length, dtype=np.int32) for length in (4, 9, 17)]
 
 
-def test_both_clients_get_the_answers_of_a_plain_connection(encrypted: ClientSettings, triton: Client) -> None:
+def test_clients_and_load_processes_get_the_answers_of_a_plain_connection(
+    encrypted: ClientSettings, triton: Client
+) -> None:
     plain = triton.infer("embedder", sequences())
     with Client(encrypted) as client:
         np.testing.assert_allclose(client.infer("embedder", sequences()), plain, atol=1e-6)
+        model = client.served("embedder")
 
     async def asked() -> Any:
         async with AsyncTriton(encrypted) as client:
             return await client.infer("embedder", sequences())
 
-    np.testing.assert_allclose(asyncio.run(asked()), plain, atol=1e-6)
+    async def sent() -> Any:
+        async with InferTarget(encrypted, model).open() as send:
+            return rows([await send(payload) for payload in messages(model, [sequences()])], model)
+
+    for way in (asked, sent):
+        np.testing.assert_allclose(asyncio.run(way()), plain, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +136,7 @@ def test_who_is_not_believed_is_unreachable_and_the_error_names_the_option(
         client.served("embedder")
 
 
-def test_latency_is_measured_over_an_encrypted_connection_by_every_level(
+def test_latency_is_measured_over_an_encrypted_connection(
     encrypted: ClientSettings, repository: Path, sample_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {
@@ -136,16 +146,15 @@ def test_latency_is_measured_over_an_encrypted_connection_by_every_level(
     }
     words = [str(word) for flag in flags.items() for word in flag]
     command = ["bench", "latency", "--repository", str(repository), "--data", str(sample_data), "--json"]
-    small = ["--length", "smoke", "--levels", "embedder,search", "--scenarios", "single", "--num-workers", "1"]
+    small = ["--length", "smoke", "--levels", "search", "--scenarios", "single", "--num-workers", "1"]
     code = main([*command, *small, "--url", encrypted.url, "--tls", *words])
     found = json.loads(capsys.readouterr().out)
     objections = found["figures"]["objections"]
     assert [each for each in objections if "invalid: requests started" not in each] == []
     assert code == (1 if objections else 0)
-    for level in ("embedder", "search"):
-        single = found["figures"]["levels"][level]["measurements"]["single"]
-        assert single["num_answered"] > 0
-        assert single["failures"] == {}
+    single = found["figures"]["levels"]["search"]["measurements"]["single"]
+    assert single["num_answered"] > 0
+    assert single["failures"] == {}
     assert "(given)" in found["server"]
 
 

@@ -152,14 +152,14 @@ def test_a_tuned_server_runs_so_also_after_a_reload_and_its_repository_stays(rep
     tuning = {"num_instances": 2, "num_threads": 1, "max_batch_size": 8, "max_queue_delay_microseconds": 300}
     with running_server(toys.settings(repository).model_copy(update=tuning)) as server:
         assert server.tuning.changes == tuning
-        for _ in range(2):
-            with urllib.request.urlopen(f"{server.http_url}/v2/models/skill_embedder/config", timeout=10) as answer:  # noqa: S310 -- loopback
+        assert server.reload("skill_embedder").state == "green"
+        for name in ("skill_embedder", "skill_reranker"):
+            with urllib.request.urlopen(f"{server.http_url}/v2/models/{name}/config", timeout=10) as answer:  # noqa: S310 -- loopback
                 config = json.load(answer)
             assert config["instance_group"][0]["count"] == 2
             assert config["parameters"]["intra_op_thread_count"]["string_value"] == "1"
             assert config["max_batch_size"] == 8
             assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 300
-            assert server.reload("skill_embedder").state == "green"
         assert path.read_bytes() == before
         folder = server.log_path.parent
     assert not folder.exists()

@@ -23,7 +23,7 @@ from skillserve_client.reliability import least_none
 from skillserve_client.samples import Samples, sample, score_requests
 from skillserve_client.search import check_models
 from skillserve_client.shelf import next_version
-from skillserve_client.stages import fit_stage
+from skillserve_client.stages import fit_stage, tried
 from skillserve_client.versions import publish
 from skillserve_client.wire import Inference
 
@@ -127,6 +127,8 @@ def _is_current(had: Calibration, requests: str, depths: dict[StageName, int], s
         had.requests_digest == requests
         and {stage: found.depth for stage, found in had.stages.items()} == depths
         and fitted_with == wanted
+        # One that an older release fitted knows fewer features.
+        and all(found.feature_losses.keys() == tried(stage) for stage, found in had.stages.items())
     )
 
 

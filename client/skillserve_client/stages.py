@@ -31,7 +31,7 @@ from skillserve_client.reliability import (
 )
 from skillserve_client.samples import Samples, Weights
 
-__all__ = ["fit_stage"]
+__all__ = ["fit_stage", "tried"]
 
 Choice = TypeVar("Choice")
 
@@ -57,6 +57,11 @@ _FEATURE_SETS: dict[StageName, tuple[tuple[Feature, ...], ...]] = {
     ),
 }
 """Tried in this order, small ones first; in an embed-only answer the score is the first stage's."""
+
+
+def tried(stage: StageName) -> frozenset[str]:
+    """The sets of features that a fit of this stage chooses from, as `StageCalibration.feature_losses` names them."""
+    return frozenset(map("+".join, _FEATURE_SETS[stage]))
 
 
 def fit_stage(samples: Samples, stage: StageName, depth: int, settings: CalibrateSettings) -> StageCalibration:

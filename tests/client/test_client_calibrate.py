@@ -15,7 +15,7 @@ import pytest
 from skillserve.cli import main
 from skillserve.errors import BundleError, CatalogueError, RequestRejected, ServerOverloaded
 from skillserve.settings import CalibrateSettings, ClientSettings, IndexSettings, SearchSettings
-from skillserve_client import Searcher, build_bundle, open_bundle
+from skillserve_client import Searcher, build_bundle, open_bundle, stages
 from skillserve_client.calibrate import Calibrated, calibrate_bundle
 from skillserve_client.check import check_bundle
 
@@ -107,6 +107,17 @@ def test_the_same_again_asks_nothing_and_writes_nothing_unless_forced(known: Wor
     assert not first.current
     for changed in ({"false_injection": 0.1}, {"seed": 2}):
         assert not known.calibrate(fake, **changed).current
+
+
+def test_a_calibration_that_chose_from_fewer_features_is_made_anew(
+    known: World, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setitem(stages._FEATURE_SETS, "embed", (("score",), ("score", "background")))
+        known.calibrate(fake)
+        assert known.calibrate(fake).current
+    assert not known.calibrate(fake).current
+    assert known.calibrate(fake).current
 
 
 def test_the_record_says_what_it_rests_on(known: World, fake: Any) -> None:

@@ -27,7 +27,7 @@ from skillserve_client.slots import Slots
 from skillserve_client.tls import read_pem
 from skillserve_client.wire import Floats, Progress, ServedModel, Statistics, collect, cut, encode, require_digest
 
-__all__ = ["AsyncTriton", "Triton", "credentials", "named_server"]
+__all__ = ["AsyncTriton", "Triton", "open_channel"]
 
 Reply = TypeVar("Reply")
 
@@ -55,15 +55,27 @@ _VENDOR_ERRORS = (InferenceServerException, grpc.RpcError, grpc.aio.UsageError, 
 """What a call may raise; ValueError and UsageError come from a channel that was closed."""
 
 
-def credentials(settings: ClientSettings) -> grpc.ChannelCredentials | None:
-    """For gRPC's own channels, such as a load generator's; None without TLS. Raises ConfigError for a file."""
+def open_channel(settings: ClientSettings, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
+    """A channel of gRPC's own, such as a load generator's, to the same servers in the same way as the clients'.
+
+    Raises ConfigError for an address, or a file of TLS, that does not do.
+    """
+    calls = Calls(settings)
+    target, secret, options = calls.targets[0], _credentials(settings), [*options, *_asked_for(calls)]
+    if secret is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, secret, options=options)
+
+
+def _credentials(settings: ClientSettings) -> grpc.ChannelCredentials | None:
     pem = read_pem(settings)
     return pem and grpc.ssl_channel_credentials(pem.authorities, pem.key, pem.certificate)
 
 
-def named_server(settings: ClientSettings) -> list[tuple[str, str]]:
-    """The channel argument that says whose certificate is expected, if it is not the host's."""
-    return [(_SERVER_NAME, settings.tls_server_name)] if settings.tls_server_name else []
+def _asked_for(calls: Calls) -> list[tuple[str, str]]:
+    """Channel arguments that depend on the settings: who is called in turn, and whose certificate is expected."""
+    name = calls.settings.tls_server_name
+    return [*([_IN_TURN] if calls.several else []), *([(_SERVER_NAME, name)] if name else [])]
 
 
 class _Requests(Calls):
@@ -71,11 +83,10 @@ class _Requests(Calls):
 
     def channel(self, target: str) -> dict[str, Any]:
         """Arguments of either client of tritonclient, for one of the targets."""
-        in_turn = [_IN_TURN] if self.several else []
         return {
             "url": target,
-            "creds": credentials(self.settings),
-            "channel_args": [*_CHANNEL_ARGS, *in_turn, *named_server(self.settings)],
+            "creds": _credentials(self.settings),
+            "channel_args": [*_CHANNEL_ARGS, *_asked_for(self)],
         }
 
     def arguments(self, model: ServedModel, sequences: Sequence[Ids]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from skillserve.errors import (
     ConfigError,
@@ -23,7 +24,7 @@ from skillserve.errors import (
 )
 from skillserve.settings import ClientSettings
 from skillserve.tensors import Ids, Role
-from skillserve_client.triton import AsyncTriton, Triton
+from skillserve_client.triton import AsyncTriton, Triton, open_channel
 from skillserve_client.wire import Floats
 
 Computed = Callable[[Role, Sequence[Ids]], Floats]
@@ -225,6 +226,19 @@ def test_replicas_take_turns_and_one_that_dies_is_passed_over(kind: str, replica
     second.stop()
     np.testing.assert_array_equal(call(kind, settings, "infer", "embedder", SEQUENCES), computed("embedder", SEQUENCES))
     assert len(second.requests) == halves[1]
+
+
+def test_a_channel_of_grpcs_own_reaches_all_replicas(replicas: Any) -> None:
+    """What a load generator sends through; asked until both were, which the second call may be too early for."""
+
+    async def ask() -> None:
+        url = ",".join(server.url for server in replicas)
+        async with open_channel(ClientSettings(url=url), []) as channel, asyncio.timeout(30):
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            while not all(server.asked for server in replicas):
+                await stub.ModelConfig(service_pb2.ModelConfigRequest(name="skill_embedder"))
+
+    asyncio.run(ask())
 
 
 def test_replicas_that_run_different_models_are_refused(kind: str, replicas: Any) -> None:

@@ -17,7 +17,7 @@ from skillserve_client import ServedModel
 from skillserve_client.bundle import open_bundle
 from skillserve_client.faults import translate
 from skillserve_client.search import AsyncSearcher
-from skillserve_client.triton import AsyncTriton, credentials, named_server
+from skillserve_client.triton import AsyncTriton, open_channel
 
 __all__ = ["InferTarget", "SearchTarget", "Send", "Target"]
 
@@ -48,7 +48,7 @@ class InferTarget:
     async def open(self) -> AsyncIterator[Send]:
         """One channel. Every answer is read as the client reads it; a row that is not finite is RequestRejected."""
         subject = f"server at {self.client.url}"
-        async with self._channel() as channel:
+        async with open_channel(self.client, _UNBOUNDED) as channel:
             call = channel.unary_unary(_METHOD)
 
             async def send(payload: bytes) -> bytes:
@@ -61,13 +61,6 @@ class InferTarget:
 
             await _ready(channel, subject)
             yield send
-
-    def _channel(self) -> grpc.aio.Channel:
-        options = [*_UNBOUNDED, *named_server(self.client)]
-        secret = credentials(self.client)
-        if secret is None:
-            return grpc.aio.insecure_channel(self.client.url, options=options)
-        return grpc.aio.secure_channel(self.client.url, secret, options=options)
 
 
 @dataclass(frozen=True, slots=True)

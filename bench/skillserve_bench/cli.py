@@ -13,6 +13,7 @@ from skillserve.console import out as results
 from skillserve.console import print_json, talk
 from skillserve.flags import Json, with_settings
 from skillserve.settings import Settings
+from skillserve.settings.client import TLS_FIELDS
 from skillserve_bench import cli_peers, cli_sweep
 from skillserve_bench.cli_peers import PeerEmbedder, PeerNames, PeerPadded, PeerReranker
 from skillserve_bench.cli_reports import Note, Out, conclude, report_files
@@ -37,6 +38,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 app.add_typer(cli_peers.app, name="peers")
 app.command()(cli_sweep.sweep)
 
+_SERVER = ("client.url", *(f"client.{name}" for name in TLS_FIELDS))
+"""How a server that is not started here is reached."""
+
 Data = Annotated[
     Path | None,
     typer.Option(
@@ -54,7 +58,7 @@ def _bench() -> None:
 
 
 @app.command()
-@with_settings("client.url")
+@with_settings(*_SERVER)
 def quality(
     data: Annotated[Path, typer.Option(help="folder in SkillRet's layout; its test split is indexed and searched")],
     weights: Annotated[Path, typer.Option(help="weights folder that the repository was exported from")],
@@ -123,9 +127,7 @@ def batching(
 
 
 @app.command()
-@with_settings(
-    *(f"bench.{name}" for name in ("rounds", "num_clients", "num_requests", "num_pairs", "seed")), "client.url"
-)
+@with_settings(*(f"bench.{name}" for name in ("rounds", "num_clients", "num_requests", "num_pairs", "seed")), *_SERVER)
 def overhead(
     repository: Repository,
     data: Data = None,
@@ -214,7 +216,7 @@ def compare(
 
 
 @app.command()
-@with_settings("bench.rounds", "bench.seed", "client.url")
+@with_settings("bench.rounds", "bench.seed", *_SERVER)
 def score(
     repository: Repository,
     catalogue: Annotated[Path, typer.Option(help="JSONL(.gz) or Parquet file of skills, or a folder of SKILL.md")],

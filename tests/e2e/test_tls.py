@@ -130,7 +130,7 @@ def test_who_is_not_believed_is_unreachable_and_the_error_names_the_option(
     encrypted: ClientSettings, changes: dict[str, object], said: str
 ) -> None:
     with (
-        Client(encrypted.model_copy(update={**changes, "timeout_s": 3.0})) as client,
+        Client(encrypted.model_copy(update={**changes, "timeout_s": 20.0})) as client,
         pytest.raises(ServerUnreachable, match=said),
     ):
         client.served("embedder")

@@ -128,12 +128,13 @@ class Triton:
     def reload(self, name: str) -> Finding:
         """Read a model's files again, for it may have been exported anew, load it from them and probe it.
 
-        Raises RepositoryError or CardError for the files, ServerError for the server, ServerUnreachable if the
-        server itself does not answer.
+        Raises RepositoryError or CardError for the files, ServerStartError where they find no room, ServerError for
+        the server, ServerUnreachable if the server itself does not answer.
         """
         fresh = read_model(self.settings.repository / name, max_graph_gib=self.settings.max_graph_gib)
+        with _room_needed():
+            self._lay_out([fresh])
         self.models = tuple(fresh if model.name == name else model for model in self.models)
-        self._lay_out([fresh])
         self.health.reload(name)
         self._check_digest(fresh)
         return self.health.probe(fresh)

@@ -26,15 +26,25 @@ _PLAN = "tensorrt_plan"
 
 
 def lay_out_model(model: ServedModel, target: Path, tuning: Tuning) -> None:
-    """Make `target` the model with another configuration; what was there goes. Raises RepositoryError, OSError."""
+    """Make `target` the model with another configuration; what was there goes once the new one is whole.
+
+    Raises RepositoryError, OSError.
+    """
     config = _read(model)
     tune(config, tuning)
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for entry in sorted(model.folder.resolve().iterdir()):
-        if entry.name != CONFIG_FILE:
-            (target / entry.name).symlink_to(entry)
-    write_text(target / CONFIG_FILE, text_format.MessageToString(config))
+    draft = target.with_name(f".{target.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        for entry in sorted(model.folder.resolve().iterdir()):
+            if entry.name != CONFIG_FILE:
+                (draft / entry.name).symlink_to(entry)
+        write_text(draft / CONFIG_FILE, text_format.MessageToString(config))
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def tune(config: Any, tuning: Tuning) -> None:  # noqa: ANN401 -- protobuf messages carry no usable types

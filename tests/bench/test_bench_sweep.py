@@ -15,16 +15,17 @@ from skillserve.cli import main
 from skillserve.config import load_settings
 from skillserve.errors import ConfigError, UsageError
 from skillserve.recommendation import Asking, ServedAs, Tuning, read_recommendation
-from skillserve.settings import BenchSettings, ExportSettings, ServeSettings, SweepSettings
+from skillserve.settings import BenchSettings, ClientSettings, ExportSettings, ServeSettings, SweepSettings
 from skillserve_bench.environment import observe
 from skillserve_bench.intervals import Estimate
 from skillserve_bench.peers.ranking import Ranking
 from skillserve_bench.sweep.choice import choose, front_of, recommendation_of
 from skillserve_bench.sweep.front import Standing, dominators, told_apart
-from skillserve_bench.sweep.grid import Host, Point, Subject, make_grid
+from skillserve_bench.sweep.grid import Host, Point, Subject, make_grid, names_apart
 from skillserve_bench.sweep.record import Swept
-from skillserve_bench.sweep.trials import Trial
+from skillserve_bench.sweep.trials import Course, Trial
 from skillserve_bench.sweep.words import findings_of
+from skillserve_client.quality import Judged
 from skillserve_serving.profile import tuned
 from skillserve_serving.repository import read_repository
 
@@ -96,6 +97,26 @@ def test_a_grid_is_every_combination_named_by_what_varies() -> None:
     (only,) = make_grid([subject("models")], SweepSettings(rerank_depths=(5,)))
     assert only.name == "the only point"
     assert only.host.tuning.changes == {}
+
+
+def test_repositories_are_named_by_as_many_folders_as_tell_them_apart() -> None:
+    paths = [Path(each) for each in ("/r/fp32/out/models", "/r/int8/out/models", "/r/old", "/models", "/out/models")]
+    assert names_apart(paths) == ["fp32/out/models", "int8/out/models", "old", "/models", "/out/models"]
+
+
+def test_no_two_repositories_share_a_bundle(tmp_path: Path) -> None:
+    """Names that become one when `/` is replaced, too: the second would be searched in the index of the first."""
+    subjects = [subject("a/b"), subject("a_b")]
+    course = Course(
+        make_grid(subjects, SweepSettings(threads=(1, 2))),
+        data=tmp_path,
+        judged=Judged(queries=[], qrels={}),
+        bundles=tmp_path,
+        sweep=SweepSettings(),
+        bench=BenchSettings(),
+        client=ClientSettings(),
+    )
+    assert len({course.bundles[each.repository] for each in subjects}) == 2
 
 
 def test_an_empty_grid_is_refused() -> None:

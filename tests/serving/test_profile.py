@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from skillserve import machine
 from skillserve.config import load_settings
-from skillserve.errors import ConfigError, ContractError, RepositoryError
+from skillserve.errors import ConfigError, ContractError, RepositoryError, ServerStartError
 from skillserve.recommendation import (
     RECOMMENDATION_FILE,
     Advice,
@@ -26,10 +28,11 @@ from skillserve.recommendation import (
     write_recommendation,
 )
 from skillserve.settings import ServeSettings
-from skillserve_serving.launcher import running_server
+from skillserve_serving import tuning
+from skillserve_serving.launcher import Triton, running_server
 from skillserve_serving.profile import built_in, tuned
 from skillserve_serving.repository import read_repository
-from skillserve_serving.tuning import tune
+from skillserve_serving.tuning import lay_out_model, tune
 
 ASKING = Asking(candidates=50, rerank_depth=10, max_request_tokens=4_096)
 
@@ -146,12 +149,43 @@ def test_a_plan_keeps_the_batch_that_it_was_built_for() -> None:
         tune(plan, Tuning(max_batch_size=8))
 
 
+def test_a_model_that_finds_no_room_stays_as_it_was_laid_out(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, target = read_repository(repository)[0], tmp_path / "served" / "skill_embedder"
+    lay_out_model(model, target, Tuning(num_threads=1))
+    before = (target / "config.pbtxt").read_text()
+
+    def full(_path: Path, _content: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            lay_out_model(model, target, Tuning(num_threads=2))
+    assert (target / "config.pbtxt").read_text() == before
+    assert [each.name for each in target.parent.iterdir()] == [target.name]
+    lay_out_model(model, target, Tuning(num_threads=2))
+    assert (target / "config.pbtxt").read_text() != before
+
+
+def test_a_repair_that_finds_no_room_fails_as_what_the_supervisor_knows(repository: Path, toys: Any) -> None:
+    server = Triton(toys.settings(repository).model_copy(update={"num_threads": 1}))
+    folder = server.log_path.parent
+    folder.write_text("no folder can be made in a file")
+    try:
+        with pytest.raises(ServerStartError, match="what the server needs of this machine"):
+            server.reload("skill_embedder")
+    finally:
+        folder.unlink()
+
+
 def test_a_tuned_server_runs_so_also_after_a_reload_and_its_repository_stays(repository: Path, toys: Any) -> None:
     path = repository / "skill_embedder" / "config.pbtxt"
     before = path.read_bytes()
-    tuning = {"num_instances": 2, "num_threads": 1, "max_batch_size": 8, "max_queue_delay_microseconds": 300}
-    with running_server(toys.settings(repository).model_copy(update=tuning)) as server:
-        assert server.tuning.changes == tuning
+    changes = {"num_instances": 2, "num_threads": 1, "max_batch_size": 8, "max_queue_delay_microseconds": 300}
+    with running_server(toys.settings(repository).model_copy(update=changes)) as server:
+        assert server.tuning.changes == changes
         assert server.reload("skill_embedder").state == "green"
         for name in ("skill_embedder", "skill_reranker"):
             with urllib.request.urlopen(f"{server.http_url}/v2/models/{name}/config", timeout=10) as answer:  # noqa: S310 -- loopback

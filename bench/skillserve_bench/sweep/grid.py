@@ -16,7 +16,7 @@ from skillserve.tensors import MODEL_NAMES, PRECISION_PARAMETER
 from skillserve_bench.figures import times
 from skillserve_client.configuration import read_configuration
 
-__all__ = ["Host", "Point", "Subject", "make_grid", "read_subjects"]
+__all__ = ["Host", "Point", "Subject", "make_grid", "names_apart", "read_subjects"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Subject:
 
     repository: Path
     name: str
-    """Of its folder, and of the folder around it where two are called alike."""
+    """Of its folder, after those of as many folders around it as tell it from the others."""
     models: Mapping[str, ServedAs]
 
     @property
@@ -72,15 +72,26 @@ def read_subjects(repositories: Sequence[Path]) -> list[Subject]:
         raise UsageError(
             f"option --repository {twice[0].name}", got="it twice", wanted="each once", fix="Leave one of them out."
         )
-    alike = Counter(path.name for path in paths)
     return [
-        Subject(
-            repository=given,
-            name=path.name if alike[path.name] == 1 else f"{path.parent.name}/{path.name}",
-            models=_models(given),
-        )
-        for given, path in zip(repositories, paths, strict=True)
+        Subject(repository=given, name=name, models=_models(given))
+        for given, name in zip(repositories, names_apart(paths), strict=True)
     ]
+
+
+def names_apart(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of absolute paths that no other one shares; of equal paths, the paths.
+
+    >>> names_apart([Path("/data/fp32/models"), Path("/data/int8/models"), Path("/data/old")])
+    ['fp32/models', 'int8/models', 'old']
+    """
+    found = []
+    for path in paths:
+        ends = (
+            (str(Path(*path.parts[-num:])), sum(other.parts[-num:] == path.parts[-num:] for other in paths))
+            for num in range(1, len(path.parts))
+        )
+        found.append(next((end for end, num_alike in ends if num_alike == 1), str(path)))
+    return found
 
 
 def _models(repository: Path) -> dict[str, ServedAs]:

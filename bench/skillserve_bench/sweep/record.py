@@ -53,8 +53,7 @@ def mean_ndcg(trial: Trial, base: Trial | None = None) -> Mean | None:
 def method_of(swept: Swept) -> list[str]:
     """How it was measured, one fact a line."""
     sweep, bench = swept.sweep, swept.bench
-    subjects = dict.fromkeys(trial.point.host.subject.name for trial in swept.trials)
-    abouts = {trial.point.host.subject.name: trial.point.host.subject.about for trial in swept.trials}
+    subjects = {trial.point.host.subject.repository: trial.point.host.subject for trial in swept.trials}
     grid = {
         "instances": sweep.instances,
         "threads": sweep.threads,
@@ -68,7 +67,7 @@ def method_of(swept: Swept) -> list[str]:
         "Grid: "
         + "; ".join(f"{name} {', '.join(map(str, values)) or 'as exported'}" for name, values in grid.items())
         + ". A depth beyond the candidates is left out.",
-        *(f"{name}: {abouts[name]}." for name in subjects),
+        *(f"{subject.name}: {subject.about}." for subject in subjects.values()),
         swept.data,
         (
             f"{times(sweep.rounds, 'round')}: each starts every server anew, alone, and measures all points on it; "

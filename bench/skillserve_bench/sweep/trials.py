@@ -94,7 +94,11 @@ class Course:
         client: ClientSettings,
     ) -> None:
         self.trials = [Trial(point=point) for point in points]
-        self._data, self._judged, self._bundles = data, judged, bundles
+        self._data, self._judged = data, judged
+        repositories = dict.fromkeys(trial.point.host.subject.repository for trial in self.trials)
+        # Numbered: a name made fit for a folder may be another subject's, whose index would then be searched.
+        self.bundles = {repository: bundles / str(number) for number, repository in enumerate(repositories, 1)}
+        """Repository → folder of its bundles."""
         self._sweep, self._bench, self._client = sweep, bench, client
         self._length: Length = replace(FULL, window_s=sweep.seconds / WINDOWS_OF_A_LOAD, run_s=sweep.seconds)
         self._rankings: dict[tuple[Path, int, int], Ranking] = {}
@@ -135,7 +139,7 @@ class Course:
         asking, subject = trial.point.asking, trial.point.host.subject
         trial.server = server.version
         talk(f"point {trial.point.title}")
-        bundles = self._bundles / subject.name.replace("/", "_")
+        bundles = self.bundles[subject.repository]
         with open_lines(
             server,
             repository=subject.repository,

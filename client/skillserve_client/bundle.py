@@ -7,6 +7,7 @@ memory: such a bundle answers for as long as its collection stands, which goes w
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,11 @@ class Bundle:
     def version(self) -> str:
         """Name of this version."""
         return self.manifest.version
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its manifest, which has those of all files: bundles of one version name may differ."""
+        return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()
 
     @property
     def digests(self) -> dict[Role, str]:

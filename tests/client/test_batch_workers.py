@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
-from skillserve.errors import ServerError
+from skillserve.errors import BundleError, ServerError
 from skillserve.publish import sha256_of
 from skillserve.settings import ClientSettings, IndexSettings, ScoreSettings, Settings
+from skillserve_client import build_bundle
 from skillserve_client.batch import workers
 from skillserve_client.batch.crew import Alone, WorkerDied
 from skillserve_client.batch.orders import Order
@@ -102,7 +104,7 @@ def order(world: IndexSettings, wire_server: Any, tmp_path: Path) -> Order:
 def carry_out(order: Order, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Summary]:
     """Score with workers that die as told; without them, alone."""
 
-    def run(out: Path, dies: Dies | None = None, num_workers: int = 2) -> Summary:
+    def run(out: Path, dies: Dies | None = None, num_workers: int = 2, order: Order = order) -> Summary:
         spec = Spec(out=out, engine_name=order.computes_with, shard_rows=SHARD_ROWS)
         if dies is None:
             with order.opened() as (job, engine):
@@ -110,8 +112,8 @@ def carry_out(order: Order, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Su
         cluster = InProcess(dies, num_workers)
         monkeypatch.setattr(workers, "Cluster", lambda **_: cluster)
         try:
-            job, models = order.described()
-            return Run(job, workers.Workers(order, models), spec).carry_out()
+            for_workers, job, models = order.described()
+            return Run(job, workers.Workers(for_workers, models), spec).carry_out()
         finally:
             assert cluster.num_ended == 1
 
@@ -172,6 +174,48 @@ def test_a_finished_job_starts_no_worker(
     cluster = InProcess(lambda _, __: False, 2)
     monkeypatch.setattr(workers, "Cluster", lambda **_: cluster)
     spec = Spec(out=tmp_path / "out", engine_name=order.computes_with, shard_rows=SHARD_ROWS)
-    job, models = order.described()
-    assert Run(job, workers.Workers(order, models), spec).carry_out().num_resumed == NUM_SHARDS + 1
+    for_workers, job, models = order.described()
+    assert Run(job, workers.Workers(for_workers, models), spec).carry_out().num_resumed == NUM_SHARDS + 1
     assert cluster.num_begun == 0
+
+
+@pytest.fixture
+def rank(order: Order, catalogue: Path, world: IndexSettings, fake: Any, tmp_path: Path) -> Order:
+    build_bundle(catalogue, fake, index=world)
+    path = tmp_path / "requests.jsonl"
+    texts = ["resize photo", "merge pdf", "git commit", "send email", "deploy", "rust tests"]
+    path.write_text("".join(json.dumps({"id": str(i), "query": text}) + "\n" for i, text in enumerate(texts)))
+    return replace(order, job="rank", sources=(path,))
+
+
+def publish_another(world: IndexSettings, fake: Any, tmp_path: Path) -> None:
+    path = tmp_path / "another.jsonl"
+    path.write_text(json.dumps({"id": "img", "name": "images", "description": "photo chart plot"}) + "\n")
+    build_bundle(path, fake, index=world)
+
+
+def test_a_replacement_opens_the_bundle_of_the_run_though_another_one_is_live(
+    carry_out: Any, rank: Order, world: IndexSettings, fake: Any, tmp_path: Path
+) -> None:
+    carry_out(tmp_path / "alone", order=rank)
+
+    def dies(worker: int, what: str) -> bool:
+        if (worker, what) != (0, "0"):
+            return False
+        publish_another(world, fake, tmp_path)
+        return True
+
+    carry_out(tmp_path / "crew", dies, order=rank)
+    assert files_of(tmp_path / "crew") == files_of(tmp_path / "alone")
+
+
+def test_a_worker_that_opened_another_bundle_than_the_run_writes_nothing(
+    rank: Order, world: IndexSettings, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, job, models = rank.described()
+    publish_another(world, fake, tmp_path)
+    monkeypatch.setattr(workers, "Cluster", lambda **_: InProcess(lambda _, __: False, 2))
+    spec = Spec(out=tmp_path / "out", engine_name=rank.computes_with, shard_rows=SHARD_ROWS)
+    with pytest.raises(BundleError, match=r"got bundle .*, bundle_digest .* as at the start"):
+        Run(job, workers.Workers(rank, models), spec).carry_out()
+    assert not files_of(tmp_path / "out")

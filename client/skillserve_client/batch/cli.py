@@ -148,8 +148,8 @@ def _carry_out(order: Order, out: Path, *, fresh: bool, as_json: bool) -> int:
         as_json=as_json,
     )
     if score.engine == "ray":
-        job, models = order.described()
-        summary = Run(job, Workers(order, models), spec).carry_out()
+        for_workers, job, models = order.described()
+        summary = Run(job, Workers(for_workers, models), spec).carry_out()
     else:
         with order.opened() as (job, engine):
             summary = Run(job, Alone(job, engine), spec).carry_out()

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from skillserve.errors import BundleError
 from skillserve.tensors import Role
 from skillserve_client.batch.ahead import running_ahead
 from skillserve_client.batch.engine import Engine, Tokens
@@ -110,8 +111,10 @@ def score_shard(
 ) -> Scored:
     """Compute a shard and lay its file out; a record that nobody could answer becomes a reject.
 
-    Without `prepared` its records are tokenised first. Raises RepositoryError if a model changed since the start.
+    Without `prepared` its records are tokenised first. Raises BundleError if the job is not the run's, and
+    RepositoryError if a model changed since the start.
     """
+    _require_same_job(job, task.identity)
     shard, counted, before = found.shard, 0, engine.num_repeats
 
     def count(num: int) -> None:
@@ -149,3 +152,21 @@ def score_shard(
         num_tokens=counted,
         num_repeats=engine.num_repeats - before,
     )
+
+
+def _require_same_job(job: Job[Any, Any], identity: Identity) -> None:
+    """Whoever computes has opened files of its own, such as another machine's copy of them."""
+    here = {"job": job.name, **job.digests, **job.options}
+    wanted = {
+        "job": identity.job,
+        **{role: model["digest"] for role, model in identity.models.items()},
+        **identity.options,
+    }
+    other = [name for name, value in here.items() if wanted.get(name) != value]
+    if other:
+        raise BundleError(
+            f"job `{job.name}` where a shard is computed",
+            got=", ".join(f"{name} {here[name]}" for name in other),
+            wanted=", ".join(f"{name} {wanted.get(name)}" for name in other) + ", as at the start",
+            fix="This shard was not written. Give all machines the same --bundles and --models, and run it again.",
+        )

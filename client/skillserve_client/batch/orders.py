@@ -16,7 +16,7 @@ from skillserve_client.batch.engine import Engine
 from skillserve_client.batch.jobs import Job
 from skillserve_client.batch.pairs import PairsJob
 from skillserve_client.batch.rank import RankJob
-from skillserve_client.bundle import open_bundle
+from skillserve_client.bundle import Bundle, open_bundle
 from skillserve_client.models import read_sources
 from skillserve_client.search import check_models
 from skillserve_client.triton import Triton
@@ -43,17 +43,21 @@ class Order:
     def with_whole_paths(self) -> Self:
         """The same for a process that runs in another folder."""
         index = self.settings.index
-        whole = index.model_copy(update={"models": index.models.absolute(), "bundles": index.bundles.absolute()})
-        return replace(self, settings=self.settings.model_copy(update={"index": whole}))
+        return self._with_index(models=index.models.absolute(), bundles=index.bundles.absolute())
 
-    def described(self) -> tuple[Job[Any, Any], Mapping[Role, ServedModel]]:
-        """The job and the models it will meet, nothing left open; raises BundleError, RepositoryError, ServerError."""
-        make, roles = self._plan()
+    def described(self) -> tuple[Self, Job[Any, Any], Mapping[Role, ServedModel]]:
+        """The order for others, the job, and the models it will meet; nothing is left open.
+
+        In the order for others the bundle is the version that is live now, whatever CURRENT says when they open it.
+        Raises BundleError, RepositoryError, ServerError.
+        """
+        make, roles, bundle = self._plan()
+        order = self._with_index(bundles=bundle.folder) if bundle else self
         if self.computes_with == "direct":
             models = ModelsOfRepository(self.settings.index.models, roles)
-            return make(models), {role: models.served(role) for role in roles}
+            return order, make(models), {role: models.served(role) for role in roles}
         with Triton(self.settings.client) as triton:
-            return make(triton), {role: triton.served(role) for role in roles}
+            return order, make(triton), {role: triton.served(role) for role in roles}
 
     @contextmanager
     def opened(self, *, num_threads: int | None = None) -> Iterator[tuple[Job[Any, Any], Engine]]:
@@ -62,7 +66,7 @@ class Order:
         Raises what `described` raises, and MissingExtraError without ONNX Runtime.
         """
         client, direct = self.settings.client, self.computes_with == "direct"
-        make, roles = self._plan()
+        make, roles, _ = self._plan()
         with (
             opened_inference(self.settings, self.computes_with, roles, num_threads=num_threads) as inference,
             Engine(
@@ -75,14 +79,22 @@ class Order:
         ):
             yield make(inference), engine
 
-    def _plan(self) -> tuple[Callable[[Describing], Job[Any, Any]], tuple[Role, ...]]:
-        """How the job is made when its models are known, and which these are."""
+    def _with_index(self, **paths: Path) -> Self:
+        index = self.settings.index.model_copy(update=paths)
+        return replace(self, settings=self.settings.model_copy(update={"index": index}))
+
+    def _plan(self) -> tuple[Callable[[Describing], Job[Any, Any]], tuple[Role, ...], Bundle | None]:
+        """How the job is made when its models are known, which these are, and the bundle if it needs one."""
         settings = self.settings
         if self.job == "embed":
             roles: tuple[Role, ...] = ("embedder",)
-            return lambda models: EmbedJob.of(
-                self.sources, read_sources(settings.index.models, models, roles=roles)["embedder"]
-            ), roles
+            return (
+                lambda models: EmbedJob.of(
+                    self.sources, read_sources(settings.index.models, models, roles=roles)["embedder"]
+                ),
+                roles,
+                None,
+            )
         bundle = open_bundle(settings.index.bundles, index=settings.index)
         kind = RankJob if self.job == "rank" else PairsJob
         job = kind.of(self.sources, bundle, settings.search)
@@ -91,7 +103,7 @@ class Order:
             check_models(bundle, {role: models.served(role) for role in job.digests})
             return job
 
-        return checked, tuple(job.digests)
+        return checked, tuple(job.digests), bundle
 
 
 @contextmanager

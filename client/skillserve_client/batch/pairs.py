@@ -80,7 +80,7 @@ class PairsJob:
     def options(self) -> Mapping[str, Any]:
         """The bundle and the first stage's weights."""
         weights = {"lexical_weight": self.weights.lexical, "part_weight": self.weights.parts}
-        return {"bundle": self.bundle.version, **weights}
+        return {"bundle": self.bundle.version, "bundle_digest": self.bundle.digest, **weights}
 
     def prepare(self, records: Sequence[Pair]) -> Prepared:
         """Tokenise."""

@@ -61,7 +61,11 @@ class RankJob:
     @property
     def options(self) -> Mapping[str, Any]:
         """The bundle and how it is searched."""
-        return {"bundle": self.bundle.version, "search": self.settings.model_dump(exclude={"deadline_ms"})}
+        return {
+            "bundle": self.bundle.version,
+            "bundle_digest": self.bundle.digest,
+            "search": self.settings.model_dump(exclude={"deadline_ms"}),
+        }
 
     def prepare(self, records: Sequence[Query]) -> list[Begun | Refused]:
         """Begin every plan: it tokenises, and asks for embeddings."""

@@ -156,7 +156,11 @@ def score_shard(
 
 def _require_same_job(job: Job[Any, Any], identity: Identity) -> None:
     """Whoever computes has opened files of its own, such as another machine's copy of them."""
-    here = {"job": job.name, **job.digests, **job.options}
+    here: dict[str, object] = {
+        "job": job.name,
+        **{str(role): digest for role, digest in job.digests.items()},
+        **job.options,
+    }
     wanted = {
         "job": identity.job,
         **{role: model["digest"] for role, model in identity.models.items()},

@@ -16,7 +16,7 @@ from skillserve_bench.gpus import GpuMeter, GpuUsage
 from skillserve_bench.intervals import Estimate, mean_estimate, quantile_estimate
 from skillserve_bench.load.generator import COMPLETED, Generator
 from skillserve_bench.load.histogram import Histogram
-from skillserve_bench.load.schedule import Load, OpenLoop
+from skillserve_bench.load.schedule import ClosedLoop, Load, OpenLoop
 from skillserve_bench.load.target import Target
 from skillserve_bench.load.windows import Window
 from skillserve_bench.processor import Meter, Usage, tree_memory_mib
@@ -73,6 +73,8 @@ class Measurement:
     """`completed`, or why it ended before: then this is a part of a run."""
     settled: bool
     """Whether three windows in a row agreed; if not, a third was left out all the same."""
+    used_up: bool
+    """Whether a closed loop with a duration was out of requests before its time."""
     num_warm_up: int
     """Windows left out."""
     windows: Sequence[Window]
@@ -161,6 +163,8 @@ class Measurement:
         found = []
         if not self.settled:
             found.append("never settled: no three windows in a row agreed within 10 %")
+        if self.used_up:
+            found.append("out of requests before its time: the run is shorter than its length says")
         if self.failures:
             kinds = ", ".join(f"{num} {kind}" for kind, num in sorted(self.failures.items()))
             found.append(f"failed: {kinds}" + (f" (first: {self.first_error})" if self.first_error else ""))
@@ -237,6 +241,10 @@ def measure(
         each=each,
         ended=run.ended,
         settled=warm_up is not None,
+        used_up=run.ended == COMPLETED
+        and isinstance(load, ClosedLoop)
+        and load.seconds is not None
+        and sum(window.num_scheduled for window in run.windows) == len(payloads),
         num_warm_up=left_out,
         windows=run.windows[left_out:],
         window_s=window_s,

@@ -49,6 +49,7 @@ def single(name: str, median_ms: float) -> Measurement:
         each=1,
         ended="completed",
         settled=True,
+        used_up=False,
         num_warm_up=3,
         windows=windows,
         window_s=0.5,

@@ -67,6 +67,7 @@ def measurement(scenario: str, median_ms: float = 10.0, *, seed: int = 1, rate: 
         each=1,
         ended="completed",
         settled=True,
+        used_up=False,
         num_warm_up=3,
         windows=windows,
         window_s=WINDOW_S,

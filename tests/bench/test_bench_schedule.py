@@ -111,11 +111,12 @@ def settled(*medians: float, num: int = 20) -> int | None:
 
 
 def test_warm_up_lasts_until_three_windows_agree() -> None:
-    assert settled(50, 20, 12, 10, 10.5, 10.9, 11) == 6
-    assert settled(10, 10, 10) == 3
+    assert settled(50, 20, 12, 10, 10.5, 10.9, 11, 11, 11) == 6
+    assert settled(50, 20, 12, 10, 10.5, 10.9) is None  # nothing would be left of it
+    assert settled(10, 10, 10, 10, 10) == 3
     assert settled(10, 11.5, 10, 11.5, 10, 11.5) is None
     assert settled(10, 10) is None
-    assert settled(10, 10, 10, num=4) is None  # too few answers to have a median
+    assert settled(10, 10, 10, 10, 10, num=4) is None  # too few answers to have a median
 
 
 def test_the_search_finds_the_limit_within_its_tolerance() -> None:

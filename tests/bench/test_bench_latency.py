@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -21,6 +21,7 @@ from skillserve.errors import ConfigError
 from skillserve.settings import BenchSettings
 from skillserve_bench.environment import observe
 from skillserve_bench.gpus import GpuMeter
+from skillserve_bench.lengths import LENGTHS
 from skillserve_bench.levels import IndexBuild
 from skillserve_bench.load.histogram import Histogram
 from skillserve_bench.load.windows import Window
@@ -109,6 +110,10 @@ def material(median_ms: float = 10.0, *, seed: int = 1) -> Material:
 def report(found: Material) -> Report:
     """A report of it."""
     return Report(findings=findings_of(found), environment=observe(), command="skillserve bench latency")
+
+
+def test_every_length_that_can_be_set_is_defined() -> None:
+    assert set(LENGTHS) == set(get_args(BenchSettings.model_fields["length"].annotation))
 
 
 def test_a_late_generator_makes_a_run_invalid_and_says_why() -> None:

@@ -220,7 +220,13 @@ def compare(
 def score(
     repository: Repository,
     catalogue: Annotated[Path, typer.Option(help="JSONL(.gz) or Parquet file of skills, or a folder of SKILL.md")],
-    kills: Annotated[int, typer.Option(min=0, help="kills of a run that goes on; 0 for none")] = 50,
+    kills: Annotated[
+        int, typer.Option(min=0, help="kills of runs that go on, spread over the kinds of job; 0 for none")
+    ] = 50,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="folder in SkillRet's layout; its test requests are ranked and paired, and that is killed"),
+    ] = None,
     out: Out = None,
     note: Note = None,
     *,
@@ -232,7 +238,12 @@ def score(
     environment = observe()
     with _server(repository, settings) as server:
         findings = measure_score(
-            server, repository=repository, catalogue=catalogue, num_kills=kills, settings=settings.bench
+            server,
+            repository=repository,
+            catalogue=catalogue,
+            data=data,
+            num_kills=kills,
+            settings=settings.bench,
         )
     conclude(findings, environment, files, note, as_json=as_json)
 

@@ -1,0 +1,1 @@
+"""What `bench score` kills: `jobs` of each kind, `killing` them, and the tables of `damage`."""

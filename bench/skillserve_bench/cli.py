@@ -14,7 +14,7 @@ from skillserve.console import print_json, talk
 from skillserve.flags import Json, with_settings
 from skillserve.settings import Settings
 from skillserve.settings.client import TLS_FIELDS
-from skillserve_bench import cli_peers, cli_sweep
+from skillserve_bench import cli_peers, cli_size, cli_sweep
 from skillserve_bench.cli_peers import PeerEmbedder, PeerNames, PeerPadded, PeerReranker
 from skillserve_bench.cli_reports import Note, Out, conclude, report_files
 from skillserve_bench.compare import compare_reports, comparison_table, read_report
@@ -37,6 +37,7 @@ __all__ = ["app"]
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cli_peers.app, name="peers")
 app.command()(cli_sweep.sweep)
+app.command()(cli_size.memory)
 
 _SERVER = ("client.url", *(f"client.{name}" for name in TLS_FIELDS))
 """How a server that is not started here is reached."""

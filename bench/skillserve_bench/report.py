@@ -59,7 +59,7 @@ class Findings:
     """What a scenario found out, without a word about where."""
 
     name: str
-    """The command: `quality`, `batching`, `overhead`, `score`, `latency`."""
+    """The command: `quality`, `batching`, `overhead`, `score`, `memory`, `latency`."""
     title: str
     passed: bool
     """Whether answers were right and figures are what they are called. A missed goal of speed is reported, not failed:

@@ -76,8 +76,17 @@ class BenchSettings(Section):
     )
 
     peers_folder: Path = Field(Path(".bench/peers"), description="folder of the environments that peers run in")
+    rows: tuple[_Positive, ...] = Field(
+        (10_000, 100_000, 1_000_000), min_length=2, description="skills of each catalogue, as 10000,100000"
+    )
+    most_growth: float = Field(
+        1.25,
+        ge=1,
+        allow_inf_nan=False,
+        description="how often the smallest catalogue's peak memory the largest may need",
+    )
 
-    @field_validator("levels", "scenarios", mode="before")
+    @field_validator("levels", "scenarios", "rows", mode="before")
     @classmethod
     def _from_text(cls, value: object) -> object:
         """Flags and variables bring text: `embedder,search`."""

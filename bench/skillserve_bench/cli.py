@@ -1,9 +1,7 @@
-"""The commands `skillserve bench …`, without `peers` and `sweep`, which have files of their own."""
+"""The commands `skillserve bench …`, without those that have files of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +11,9 @@ from skillserve.console import out as results
 from skillserve.console import print_json, talk
 from skillserve.flags import Json, with_settings
 from skillserve.settings import Settings
-from skillserve.settings.client import TLS_FIELDS
-from skillserve_bench import cli_peers, cli_size, cli_sweep
+from skillserve_bench import cli_batch, cli_crosscheck, cli_peers, cli_sweep
 from skillserve_bench.cli_peers import PeerEmbedder, PeerNames, PeerPadded, PeerReranker
-from skillserve_bench.cli_reports import Note, Out, conclude, report_files
+from skillserve_bench.cli_reports import SERVER, Note, Out, Repository, conclude, report_files, served_or_given
 from skillserve_bench.compare import compare_reports, comparison_table, read_report
 from skillserve_bench.environment import observe
 from skillserve_bench.figures import times
@@ -27,9 +24,8 @@ from skillserve_bench.scenarios.batching import measure_batching
 from skillserve_bench.scenarios.overhead import measure_overhead
 from skillserve_bench.scenarios.quality import find_catalogue, measure_quality
 from skillserve_bench.scenarios.ranking import measure_ranking
-from skillserve_bench.scenarios.score import measure_score
 from skillserve_bench.scenarios.speed import Subject, measure_speed
-from skillserve_bench.server import Server, given_server, started_server
+from skillserve_bench.server import started_server
 from skillserve_bench.speed.workload import read_corpus
 
 __all__ = ["app"]
@@ -37,19 +33,15 @@ __all__ = ["app"]
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cli_peers.app, name="peers")
 app.command()(cli_sweep.sweep)
-app.command()(cli_size.memory)
-
-_SERVER = ("client.url", *(f"client.{name}" for name in TLS_FIELDS))
-"""How a server that is not started here is reached."""
+app.command()(cli_batch.score)
+app.command()(cli_batch.memory)
+app.command()(cli_crosscheck.crosscheck)
 
 Data = Annotated[
     Path | None,
     typer.Option(
         help="folder in SkillRet's layout; the requests of its test split are sent. Without it: random token ids"
     ),
-]
-Repository = Annotated[
-    Path, typer.Option(help="model repository with the packed embedder; served for the occasion unless there is a url")
 ]
 
 
@@ -59,7 +51,7 @@ def _bench() -> None:
 
 
 @app.command()
-@with_settings(*_SERVER)
+@with_settings(*SERVER)
 def quality(
     data: Annotated[Path, typer.Option(help="folder in SkillRet's layout; its test split is indexed and searched")],
     weights: Annotated[Path, typer.Option(help="weights folder that the repository was exported from")],
@@ -74,7 +66,7 @@ def quality(
     files = report_files(out)
     environment = observe(PACKAGES)
     catalogue = find_catalogue(data)
-    with _server(repository, settings) as server:
+    with served_or_given(repository, settings) as server:
         findings = measure_quality(server, catalogue, weights=weights, repository=repository, client=settings.client)
     conclude(findings, environment, files, note, as_json=as_json)
 
@@ -128,7 +120,7 @@ def batching(
 
 
 @app.command()
-@with_settings(*(f"bench.{name}" for name in ("rounds", "num_clients", "num_requests", "num_pairs", "seed")), *_SERVER)
+@with_settings(*(f"bench.{name}" for name in ("rounds", "num_clients", "num_requests", "num_pairs", "seed")), *SERVER)
 def overhead(
     repository: Repository,
     data: Data = None,
@@ -141,7 +133,7 @@ def overhead(
     """Compare the server with the same graph in process: latency of lone requests, throughput under load."""
     files = report_files(out)
     environment = observe()
-    with _server(repository, settings) as server:
+    with served_or_given(repository, settings) as server:
         findings = measure_overhead(server, repository=repository, data=data, settings=settings.bench)
     conclude(findings, environment, files, note, as_json=as_json)
 
@@ -180,7 +172,7 @@ def latency(
         padded=peer_padded,
     )
     environment = observe(("hdrhistogram", "grpcio"))
-    with _server(repository, settings) as server:
+    with served_or_given(repository, settings) as server:
         findings = measure_latency(
             server,
             repository=repository,
@@ -217,39 +209,6 @@ def compare(
 
 
 @app.command()
-@with_settings("bench.rounds", "bench.seed", *_SERVER)
-def score(
-    repository: Repository,
-    catalogue: Annotated[Path, typer.Option(help="JSONL(.gz) or Parquet file of skills, or a folder of SKILL.md")],
-    kills: Annotated[
-        int, typer.Option(min=0, help="kills of runs that go on, spread over the kinds of job; 0 for none")
-    ] = 50,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="folder in SkillRet's layout; its test requests are ranked and paired, and that is killed"),
-    ] = None,
-    out: Out = None,
-    note: Note = None,
-    *,
-    settings: Settings,
-    as_json: Json = False,
-) -> None:
-    """Compare batch scoring with the bare graph, in process and through the server, and kill it."""
-    files = report_files(out)
-    environment = observe()
-    with _server(repository, settings) as server:
-        findings = measure_score(
-            server,
-            repository=repository,
-            catalogue=catalogue,
-            data=data,
-            num_kills=kills,
-            settings=settings.bench,
-        )
-    conclude(findings, environment, files, note, as_json=as_json)
-
-
-@app.command()
 @with_settings("bench.rounds", "bench.num_clients", "bench.seed", "client.max_request_tokens")
 def speed(
     data: Annotated[Path, typer.Option(help="folder in SkillRet's layout; its test split is computed")],
@@ -281,13 +240,3 @@ def speed(
     max_tokens = settings.client.max_request_tokens
     findings = measure_speed(subject, corpus, settings=settings.bench, max_tokens=max_tokens)
     conclude(findings, environment, files, note, as_json=as_json)
-
-
-@contextmanager
-def _server(repository: Path, settings: Settings) -> Iterator[Server]:
-    """The server whose address was given, in whichever way, else one that is started for the occasion."""
-    if "url" in settings.client.model_fields_set:
-        yield given_server(settings.client)
-    else:
-        with started_server(repository) as server:
-            yield server

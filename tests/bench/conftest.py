@@ -9,6 +9,8 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from skillserve.card import read_card, write_card
+from skillserve.settings import ExportSettings
+from skillserve_export import export_model
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +23,14 @@ def stock_embedder(tiny_embedder: Path, tmp_path_factory: pytest.TempPathFactory
 def stock_reranker(tiny_reranker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of the tiny cross-encoder."""
     return _stock(tiny_reranker, tmp_path_factory.mktemp("stock") / "reranker")
+
+
+@pytest.fixture(scope="session")
+def packed(stock_embedder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with the tiny embedder, packed."""
+    folder = tmp_path_factory.mktemp("packed")
+    export_model(stock_embedder, ExportSettings(repository=folder))
+    return folder
 
 
 def _stock(weights: Path, folder: Path) -> Path:

@@ -12,20 +12,10 @@ import pytest
 
 from skillserve.cli import main
 from skillserve.errors import SkillserveError
-from skillserve.settings import ExportSettings
 from skillserve_bench.memory_run import watched
 from skillserve_bench.scenarios.memory import count_wrong_rows, write_catalogue
-from skillserve_export import export_model
 
 _MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def packed(tiny_embedder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model repository with the tiny embedder."""
-    folder = tmp_path_factory.mktemp("packed")
-    export_model(tiny_embedder, ExportSettings(repository=folder))
-    return folder
 
 
 def test_memory_that_is_held_only_for_a_moment_is_in_the_peak(tmp_path: Path) -> None:

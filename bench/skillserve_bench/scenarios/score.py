@@ -1,131 +1,130 @@
-"""What batch scoring keeps of the graph's own throughput, and what kills cost it.
+"""What batch scoring keeps of the graph's own throughput, how it stands beside other ways, and what kills cost it.
 
-The same skills three ways, in turns: the bare graph on token ids that were made beforehand, and the whole job (files
-in, shards out) in this process and through the server. Then the whole job again in a process that is killed.
+The same skills in every way, in turns; then jobs of each kind in processes that are killed.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from skillserve.console import progress
-from skillserve.settings import BenchSettings
+from skillserve.settings import Settings
 from skillserve.skillfile import read_skills
-from skillserve.tensors import Ids, token_budget_batches
+from skillserve.tensors import Ids
 from skillserve_bench.alternation import alternate
 from skillserve_bench.figures import Spread, paired_ratios, times
-from skillserve_bench.inprocess import LocalEmbedder
 from skillserve_bench.report import Findings, Table
 from skillserve_bench.scenarios.batching import TOLERANCE
 from skillserve_bench.score.damage import damage_sentence, damage_tables
 from skillserve_bench.score.jobs import Kind, victims
 from skillserve_bench.score.killing import Ordeal, kill_all
+from skillserve_bench.score.ways import DIRECT, ONE_BY_ONE, RAW, RAY, SERVED, TRANSFORMERS, Pass, ways
 from skillserve_bench.server import Server
 from skillserve_client import Triton
-from skillserve_client.batch.crew import Alone
-from skillserve_client.batch.direct import DirectInference
 from skillserve_client.batch.embed import EmbedJob
-from skillserve_client.batch.engine import Engine
-from skillserve_client.batch.run import Run, Spec
 from skillserve_client.models import read_sources
-from skillserve_client.wire import Floats, Inference
+from skillserve_client.wire import Floats
 
 __all__ = ["measure_score"]
 
-RAW, DIRECT, SERVED = "the bare graph", "score --engine direct", "score --engine server"
 GOALS = {DIRECT: 0.95, SERVED: 0.85}
 """What is to be left of the bare graph's throughput."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """The catalogue once."""
-
-    per_s: float
-    vectors: Floats
+_LEAST_COSINE = 0.9
+"""Of another implementation's vectors in fp32 with those of any precision; below it they are another model's."""
 
 
 def measure_score(
-    server: Server, *, repository: Path, catalogue: Path, data: Path | None, num_kills: int, settings: BenchSettings
+    server: Server,
+    *,
+    repository: Path,
+    catalogue: Path,
+    data: Path | None,
+    weights: Path | None,
+    num_kills: int,
+    settings: Settings,
 ) -> Findings:
-    """Measure throughput, then kill; raises ServerError, RepositoryError, CatalogueError, BundleError."""
-    client = server.reached()
-    raw = LocalEmbedder(repository)
-    direct = DirectInference(repository, ("embedder",), max_request_tokens=client.max_request_tokens)
-    with Triton(client) as triton, tempfile.TemporaryDirectory(prefix="skillserve-score-") as scratch:
-        source = read_sources(repository, triton, roles=("embedder",))["embedder"]
-        job = EmbedJob.of([catalogue], source)
-        sequences = job.tokens.skills(read_skills(catalogue))
-
-        def through(name: str, inference: Inference, num_workers: int) -> Callable[[int], _Pass]:
-            def measured(number: int) -> _Pass:
-                spec = Spec(out=Path(scratch) / f"{name}{number}", engine_name=name)
-                begin = time.perf_counter()
-                with Engine(
-                    inference, num_workers=num_workers, max_run_tokens=client.max_request_tokens, patience_s=60.0
-                ) as engine:
-                    summary = Run(job, Alone(job, engine), spec).carry_out()
-                return _Pass(summary.num_scored / (time.perf_counter() - begin), _vectors(spec.out))
-
-            return measured
-
-        contenders: dict[str, Callable[[int], _Pass]] = {
-            RAW: lambda _number: _bare(raw, sequences, client.max_request_tokens),
-            DIRECT: through("direct", direct, 1),
-            SERVED: through("server", triton, client.num_in_flight),
+    """Measure throughput, then kill; raises ServerError, RepositoryError, CatalogueError, BundleError, CardError."""
+    settings = settings.model_copy(
+        update={
+            "client": server.reached(),
+            "index": settings.index.model_copy(update={"models": repository}),
         }
-        with progress("passes over the catalogue", 3 * (settings.rounds + 1)) as bar:
-            passes = alternate(contenders, rounds=settings.rounds, advance=bar.advance)
+    )
+    with (
+        Triton(settings.client) as triton,
+        tempfile.TemporaryDirectory(prefix="skillserve-score-") as name,
+        ExitStack() as held,
+    ):
+        scratch = Path(name)
+        source = read_sources(repository, triton, roles=("embedder",))["embedder"]
+        skills = read_skills(catalogue)
+        sequences = EmbedJob.of([catalogue], source).tokens.skills(skills)
+        contenders, missing = ways(
+            held,
+            triton,
+            catalogue=catalogue,
+            skills=skills,
+            sequences=sequences,
+            settings=settings,
+            weights=weights,
+            scratch=scratch,
+        )
+        rounds = settings.bench.rounds
+        with progress("passes over the catalogue", len(contenders) * (rounds + 1)) as bar:
+            passes = alternate(contenders, rounds=rounds, advance=bar.advance)
         ordeals: list[Ordeal] = []
         absent: dict[Kind, str] = {}
         if num_kills:
-            jobs, absent = victims(repository, catalogue, data, triton, Path(scratch))
-            ordeals = kill_all(jobs, Path(scratch), num_kills=num_kills, seed=settings.seed)
-    return _findings(passes, ordeals, absent, sequences, server, settings)
-
-
-def _bare(raw: LocalEmbedder, sequences: Sequence[Ids], max_tokens: int) -> _Pass:
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    ordered = [sequences[i] for i in order]
-    begin = time.perf_counter()
-    parts = [raw.embed(ordered[run]) for run in token_budget_batches(list(map(len, ordered)), max_tokens=max_tokens)]
-    wall_s = time.perf_counter() - begin
-    vectors = np.empty((len(sequences), parts[0].shape[1]), np.float32)
-    vectors[order] = np.concatenate(parts)
-    return _Pass(len(sequences) / wall_s, vectors)
-
-
-def _vectors(out: Path) -> Floats:
-    tables = [pq.read_table(file, columns=["embedding"]) for file in sorted((out / "shards").iterdir())]
-    return np.array([vector for table in tables for vector in table["embedding"].to_pylist()], np.float32)
+            jobs, absent = victims(repository, catalogue, data, triton, scratch)
+            ordeals = kill_all(jobs, scratch, num_kills=num_kills, seed=settings.bench.seed)
+    return _findings(passes, missing, ordeals, absent, sequences, server, rounds)
 
 
 def _findings(
-    passes: dict[str, list[_Pass]],
+    passes: Mapping[str, Sequence[Pass]],
+    missing: Mapping[str, str],
     ordeals: Sequence[Ordeal],
     absent: Mapping[Kind, str],
     sequences: Sequence[Ids],
     server: Server,
-    settings: BenchSettings,
+    rounds: int,
 ) -> Findings:
-    base = [each.per_s for each in passes[RAW]]
-    ratios = {name: Spread.of(paired_ratios([each.per_s for each in passes[name]], base)) for name in GOALS}
+    ratios = {name: _ratio(passes, name, RAW) for name in passes if name != RAW}
     reference = passes[RAW][0].vectors
-    difference = max(float(np.abs(each.vectors - reference).max()) for name in GOALS for each in passes[name])
-    right = difference <= TOLERANCE and all(ordeal.unharmed for ordeal in ordeals)
+    ours = [each for name, found in passes.items() if name not in (RAW, TRANSFORMERS) for each in found]
+    difference = max(float(np.abs(each.vectors - reference).max()) for each in ours)
+    cosine = _cosine(passes[TRANSFORMERS][0], reference) if TRANSFORMERS in passes else None
+    right = (
+        difference <= TOLERANCE
+        and (cosine is None or cosine >= _LEAST_COSINE)
+        and all(ordeal.unharmed for ordeal in ordeals)
+    )
     summary = [
         f"`{name}` keeps {ratios[name].median:.0%} of the bare graph's throughput (goal: at least {goal:.0%}): "
         f"{'met' if ratios[name].median >= goal else 'MISSED'}."
         for name, goal in GOALS.items()
     ]
+    summary += [
+        f"It embeds {_ratio(passes, DIRECT, name).text(2)} times the skills of {name}."
+        for name in (TRANSFORMERS, ONE_BY_ONE)
+        if name in passes
+    ]
+    if RAY in passes:
+        summary.append(
+            f"`{RAY}`, its start and its workers' models included, keeps {_ratio(passes, RAY, DIRECT).text(2)} of "
+            f"`{DIRECT}` on the same cores."
+        )
+    summary += [f"{name} was NOT measured: {why}." for name, why in missing.items()]
     summary.append(f"Vectors differ from the bare graph's by at most {difference:.1e} (limit {TOLERANCE:.0e}).")
+    if cosine is not None:
+        summary.append(f"The least cosine of {TRANSFORMERS} with them is {cosine:.4f} (limit {_LEAST_COSINE}).")
     summary += map(damage_sentence, ordeals)
     summary += [f"No `{kind}` was killed: {why}." for kind, why in absent.items()]
     return Findings(
@@ -136,9 +135,11 @@ def _findings(
         tables=[_speed_table(passes, ratios), *(damage_tables(ordeals) if ordeals else [])],
         method=[
             (
-                f"{len(sequences):,} skills, {sum(map(len, sequences)):,} tokens; {times(settings.rounds, 'round')} in "
+                f"{len(sequences):,} skills, {sum(map(len, sequences)):,} tokens; {times(rounds, 'round')} in "
                 "turns after one of warm-up, ratios within a round. The bare graph gets token ids made beforehand, "
-                "longest first, in runs of the same budget; jobs read the file, tokenise, and write Parquet."
+                "longest first, in runs of the same budget; jobs read the file, tokenise, and write Parquet. "
+                f"{ONE_BY_ONE.capitalize()}: one skill a request, the next one when it is answered, made beforehand, "
+                f"too. {TRANSFORMERS.capitalize()}: texts in, PyTorch, fp32, its own batches of 32."
             ),
             (
                 "Kills are SIGKILLs of a process of its own, one in five before it computes; moments are drawn by "
@@ -150,16 +151,31 @@ def _findings(
             "skills_per_s": {name: asdict(Spread.of([each.per_s for each in found])) for name, found in passes.items()},
             "ratio": {name: asdict(ratio) for name, ratio in ratios.items()},
             "largest_difference": difference,
+            "least_cosine": cosine,
+            "not_measured": dict(missing),
             "kills": {ordeal.kind: asdict(ordeal) for ordeal in ordeals},
             "not_killed": dict(absent),
         },
     )
 
 
-def _speed_table(passes: dict[str, list[_Pass]], ratios: dict[str, Spread]) -> Table:
+def _ratio(passes: Mapping[str, Sequence[Pass]], name: str, base: str) -> Spread:
+    """Throughput relative to another's, round by round."""
+    one, other = ([each.per_s for each in passes[each_name]] for each_name in (name, base))
+    return Spread.of(paired_ratios(one, other))
+
+
+def _cosine(found: Pass, reference: Floats) -> float:
+    """The least of all rows' cosines with the reference."""
+    dots = (found.vectors * reference).sum(axis=1)
+    norms = np.linalg.norm(found.vectors, axis=1) * np.linalg.norm(reference, axis=1)
+    return float((dots / norms).min())
+
+
+def _speed_table(passes: Mapping[str, Sequence[Pass]], ratios: Mapping[str, Spread]) -> Table:
     return Table(
         title="A catalogue embedded",
-        columns=["", "skills/s, median (min to max)", "ratio, median (min to max)"],
+        columns=["", "skills/s, median (min to max)", "of the bare graph, median (min to max)"],
         rows=[
             [
                 name,

@@ -294,7 +294,9 @@ def collect(answer: npt.NDArray[np.generic] | None, num: int, model: ServedModel
     """The rows of one answer, `[n, D]` or `[n]`; RequestRejected where a row is NaN or the shape is another."""
     shape = (num,) if model.dim is None else (num, model.dim)
     wanted = (1, *shape) if model.layout == "packed" else shape
-    if answer is None or answer.shape != wanted or answer.dtype != np.float32:
+    # Triton has no output without dimensions beside the batch: what a padded graph gives as [B] it hands on as [B, 1].
+    accepted = (wanted, (num, 1)) if model.layout == "padded" and model.dim is None else (wanted,)
+    if answer is None or answer.shape not in accepted or answer.dtype != np.float32:
         found = "nothing" if answer is None else f"{answer.dtype} {list(answer.shape)}"
         raise RepositoryError(
             f"output `{OUTPUT_NAMES[model.role]}` of `{model.name}`",

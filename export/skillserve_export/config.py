@@ -44,7 +44,7 @@ from skillserve_export.profiles import Profiles
 from skillserve_export.record import GRAPH_FILE
 from skillserve_export.tensorrt_config import for_plan, for_provider
 
-__all__ = ["BACKEND", "WARMUP_FOLDER", "Stamp", "model_config", "to_pbtxt"]
+__all__ = ["BACKEND", "WARMUP_FOLDER", "Stamp", "model_config", "to_pbtxt", "warmup_tensors"]
 
 ATTENTION_CORE_PARAMETER = "skillserve_attention_core"
 BACKEND = "onnxruntime"
@@ -133,14 +133,20 @@ def _padded_tensors(config: Any, card: ModelCard) -> None:
         output.reshape.SetInParent()  # the graph gives [B], Triton's dims cannot be empty
 
 
+def warmup_tensors(layout: Layout, probe: Probe) -> dict[str, tuple[int, ...]]:
+    """Input → its numbers in the request that warms a model up: the probe; of a padded model its first sequence."""
+    if layout == "packed":
+        return {INPUT_IDS: probe.input_ids, SEQ_LENS: probe.seq_lens}
+    row = probe.input_ids[: probe.seq_lens[0]]  # all sequences in one row may be more than the model reads
+    return {INPUT_IDS: row, ATTENTION_MASK: (1,) * len(row)}
+
+
 def _warmup(config: Any, layout: Layout, probe: Probe) -> None:
     sample = config.model_warmup.add(name="probe", batch_size=1)
-    lengths = {INPUT_IDS: len(probe.input_ids)}
-    lengths |= {SEQ_LENS: len(probe.seq_lens)} if layout == "packed" else {ATTENTION_MASK: len(probe.input_ids)}
-    for name, length in lengths.items():
+    for name, numbers in warmup_tensors(layout, probe).items():
         tensor = sample.inputs[name]
         tensor.data_type = TYPE_INT32
-        tensor.dims.append(length)
+        tensor.dims.append(len(numbers))
         tensor.input_data_file = name
 
 

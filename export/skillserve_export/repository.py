@@ -17,7 +17,7 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,16 +31,13 @@ from skillserve.probe import PROBE_FILE, Probe
 from skillserve.publish import published_folder
 from skillserve.settings import ExportSettings
 from skillserve.tensors import (
-    ATTENTION_MASK,
-    INPUT_IDS,
     MODEL_NAMES,
     OUTPUT_NAMES,
-    SEQ_LENS,
     Layout,
     Precision,
     pack,
 )
-from skillserve_export.config import WARMUP_FOLDER, Stamp, model_config, to_pbtxt
+from skillserve_export.config import WARMUP_FOLDER, Stamp, model_config, to_pbtxt, warmup_tensors
 from skillserve_export.families import family_of
 from skillserve_export.files import move_graph
 from skillserve_export.gate import RankGate
@@ -146,7 +143,7 @@ def export_model(
                 shutil.copyfile(weights / name, draft / name)
             (draft / "config.pbtxt").write_text(to_pbtxt(model_config(card, settings, stamp, probe, profiles)))
             (draft / PROBE_FILE).write_text(probe.model_dump_json(indent=1) + "\n")
-            _write_warmup(draft / WARMUP_FOLDER, probe, profiles)
+            _write_warmup(draft / WARMUP_FOLDER, warmup_tensors(layout, probe), profiles)
             if profiles is not None:
                 (draft / PROFILES_FILE).write_text(profiles.model_dump_json(indent=1) + "\n")
             record = _record(settings, stamp, draft, checks)
@@ -239,11 +236,10 @@ def _probe(card: ModelCard, graph: ServedGraph, sample: ParitySample, precision:
     )
 
 
-def _write_warmup(folder: Path, probe: Probe, profiles: Profiles | None) -> None:
+def _write_warmup(folder: Path, tensors: Mapping[str, Sequence[int]], profiles: Profiles | None) -> None:
     folder.mkdir()
-    tensors = {INPUT_IDS: probe.input_ids, SEQ_LENS: probe.seq_lens, ATTENTION_MASK: (1,) * len(probe.input_ids)}
-    tensors |= {mask_file(end): (1,) * end for end in (() if profiles is None else profiles.ends)}
-    for name, values in tensors.items():
+    masks = {mask_file(end): (1,) * end for end in (() if profiles is None else profiles.ends)}
+    for name, values in {**tensors, **masks}.items():
         (folder / name).write_bytes(np.asarray(values, np.int32).tobytes())
 
 

@@ -18,10 +18,11 @@ from skillserve_export import export_model
 
 
 @pytest.fixture(scope="module")
-def padded(stock_embedder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def padded(stock_embedder: Path, stock_reranker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights in the conventional layout."""
     folder = tmp_path_factory.mktemp("padded")
-    export_model(stock_embedder, ExportSettings(repository=folder), layout="padded")
+    for weights in (stock_embedder, stock_reranker):
+        export_model(weights, ExportSettings(repository=folder), layout="padded")
     return folder
 
 
@@ -116,17 +117,18 @@ def test_a_padded_repository_is_copied_without_what_joins_requests_and_a_packed_
 @pytest.mark.e2e
 def test_peers_are_measured_in_the_same_run_and_who_is_absent_is_named(
     capsys: pytest.CaptureFixture[str],
-    packed: Path,
+    both: Path,
     padded: Path,
     stock_embedder: Path,
+    stock_reranker: Path,
     sample_data: Path,
     tmp_path: Path,
 ) -> None:
     page = tmp_path / "beside.html"
     code, found = run(
-        capsys, "latency", "--repository", packed, "--data", sample_data, "--length", "smoke", "--levels", "search",
+        capsys, "latency", "--repository", both, "--data", sample_data, "--length", "smoke", "--levels", "search",
         "--scenarios", "single", "--peer", "infinity", "--peer", "triton-padded", "--peer-embedder", stock_embedder,
-        "--peer-padded", padded, "--peers-folder", tmp_path, "--out", page,
+        "--peer-reranker", stock_reranker, "--peer-padded", padded, "--peers-folder", tmp_path, "--out", page,
     )  # fmt: skip
     assert found["figures"]["objections"] == [] or code == 1  # a busy machine may send late, and says so
     peers = found["figures"]["peers"]

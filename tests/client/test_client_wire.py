@@ -66,6 +66,16 @@ def test_a_row_that_is_no_number_is_a_rejected_request(value: float) -> None:
         collect(answer, 3, model())
 
 
+def test_scores_of_a_padded_model_are_read_with_the_dimension_that_the_server_adds_and_without_it() -> None:
+    reranker = model("padded", role="reranker", dim=None)
+    scores = np.array([1.5, -2.0, 0.25], np.float32)
+    for answer in (scores, scores[:, None]):
+        np.testing.assert_array_equal(collect(answer, 3, reranker), scores)
+    for wrong in (scores[None, :], scores[:2, None]):
+        with pytest.raises(RepositoryError, match="float32"):
+            collect(wrong, 3, reranker)
+
+
 @pytest.mark.parametrize("answer", [None, np.zeros((1, 3, 4), np.float32), np.zeros((1, 3, 2)), np.zeros((3, 2))])
 def test_an_answer_of_another_shape_or_type_is_refused(answer: np.ndarray | None) -> None:
     with pytest.raises(RepositoryError, match="float32"):

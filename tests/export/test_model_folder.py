@@ -121,7 +121,6 @@ def test_a_model_folder_is_complete(exported: ExportSettings, tiny_embedder: Pat
         "export.json",
         "warmup/input_ids",
         "warmup/seq_lens",
-        "warmup/attention_mask",
         "1/model.onnx",
     }
     card = read_card(tiny_embedder)

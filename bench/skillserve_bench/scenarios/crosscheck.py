@@ -114,7 +114,7 @@ def run_crosscheck(
             told = Path(scratch) / f"told{number}.csv"
             command = [
                 *(str(perf_analyzer), "-m", model.name, "-x", model.version, "-u", server.url, "-i", "grpc"),
-                *("--async", "--concurrency-range", f"{settings.num_clients}:{settings.num_clients}", "-b", "1"),
+                *("--sync", "--concurrency-range", f"{settings.num_clients}:{settings.num_clients}", "-b", "1"),
                 *("-p", str(_WINDOW_MS), "-r", str(_MOST_WINDOWS), "-s", str(_STABLE_PERCENT)),
                 *("--percentile", "95"),
                 *("--input-data", str(sent), "-f", str(told)),

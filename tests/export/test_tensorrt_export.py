@@ -36,7 +36,7 @@ def test_a_folder_for_tensorrt_holds_graph_profiles_and_full_masks(
     assert told["profiles"] == profiles
     ends = [profile["max"][1] for profile in profiles["profiles"]]
     assert config.parameters["skillserve_length_buckets"].string_value == ",".join(map(str, ends))
-    wanted = {"warmup/input_ids", "warmup/attention_mask", "warmup/seq_lens"}
+    wanted = {"warmup/input_ids", "warmup/attention_mask"}
     wanted |= {f"warmup/attention_mask_{end}" for end in ends}
     assert {f"warmup/{path.name}" for path in (folder / "warmup").iterdir()} == wanted
     for end in ends:

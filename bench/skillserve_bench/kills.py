@@ -14,7 +14,7 @@ from typing import Any
 
 from skillserve.errors import SkillserveError
 
-__all__ = ["Kill", "finish", "kill_once"]
+__all__ = ["Kill", "failed_run", "finish", "kill_once"]
 
 _SHARE_EARLY = 0.2
 """Kills before the run says that it began: while it imports, opens models, claims the folder."""
@@ -67,7 +67,7 @@ def kill_once(command: Sequence[str], folder: Path, *, pause_s: float, rng: rand
         lines += [line for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
         code = process.wait()
     if code not in (0, -signal.SIGKILL):
-        raise _failed(command, code, lines)
+        raise failed_run(command, code, lines[-1:])
     shards = [event for event in map(json.loads, lines) if event.get("event") == "shard"]
     after = _finished(folder)
     return Kill(
@@ -86,7 +86,7 @@ def finish(command: Sequence[str]) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     if done.returncode:
-        raise _failed(command, done.returncode, lines)
+        raise failed_run(command, done.returncode, lines[-1:])
     last: dict[str, Any] = json.loads(lines[-1])
     return last
 
@@ -99,10 +99,11 @@ def _is_computed(event: dict[str, Any]) -> bool:
     return event.get("event") == "shard" and not event["resumed"]
 
 
-def _failed(command: Sequence[str], code: int, lines: Sequence[str]) -> SkillserveError:
+def failed_run(command: Sequence[str], code: int, said: Sequence[str]) -> SkillserveError:
+    """The error of a run that ended with this exit code and said so; the first line tells most."""
     return SkillserveError(
         f"command `{' '.join(command[:6])} …`",
-        got=f"exit code {code}, {lines[-1].strip() if lines else 'no output'}",
-        wanted="a run that ends only when it is killed",
+        got=f"exit code {code}, {said[0].strip() if said else 'no output'}",
+        wanted="a run that comes to its end, or is killed by us",
         fix="Run it by hand to see why.",
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skillserve.errors import SkillserveError
+from skillserve_bench.kills import failed_run
 from skillserve_bench.processor import tree_memory_mib
 
 __all__ = ["MemoryRun", "watched"]
@@ -65,13 +65,8 @@ def watched(command: Sequence[str], folder: Path) -> MemoryRun:
     wall_s = time.perf_counter() - begin
     lines = results.read_text(encoding="utf-8").splitlines()
     if process.returncode:
-        last = [*talk.read_text(encoding="utf-8", errors="replace").splitlines(), *lines, "no output"]
-        raise SkillserveError(
-            f"command `{' '.join(command[:6])} …`",
-            got=f"exit code {process.returncode}, {last[0].strip()}",
-            wanted="a run that comes to its end",
-            fix="Run it by hand to see why.",
-        )
+        said = [*talk.read_text(encoding="utf-8", errors="replace").splitlines(), *lines]
+        raise failed_run(command, process.returncode, said)
     return MemoryRun(wall_s=wall_s, samples_mib=tuple(samples), main_peak_mib=peak_mib, outcome=json.loads(lines[-1]))
 
 

@@ -82,7 +82,8 @@ def measure_score(
         ordeals: list[Ordeal] = []
         absent: dict[Kind, str] = {}
         if num_kills:
-            jobs, absent = victims(repository, catalogue, data, triton, scratch)
+            jobs, absent = victims(repository, catalogue, skills, data, triton, scratch)
+            absent |= {job.kind: "fewer kills were asked for than there are kinds" for job in jobs[num_kills:]}
             ordeals = kill_all(jobs, scratch, num_kills=num_kills, seed=settings.bench.seed)
     return _findings(passes, missing, ordeals, absent, sequences, server, rounds)
 

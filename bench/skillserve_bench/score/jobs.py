@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from skillserve.records import Skill
 from skillserve.settings import IndexSettings
-from skillserve.skillfile import read_queries, read_skills, split_file
+from skillserve.skillfile import read_queries, split_file
 from skillserve_client import build_bundle
 from skillserve_client.wire import Inference
 
@@ -48,15 +48,19 @@ class Victim:
 
 
 def victims(
-    repository: Path, catalogue: Path, data: Path | None, inference: Inference, scratch: Path
+    repository: Path,
+    catalogue: Path,
+    skills: Sequence[Skill],
+    data: Path | None,
+    inference: Inference,
+    scratch: Path,
 ) -> tuple[list[Victim], dict[Kind, str]]:
-    """The jobs that can be done, and of the other kinds why not.
+    """The jobs that can be done with these skills of a catalogue, and of the other kinds why not.
 
     With requests of `data`'s test split a bundle of some skills is built once. Raises CatalogueError, RepositoryError,
     ServerError, BundleError.
     """
     models = ("--models", str(repository))
-    skills = read_skills(catalogue)
     found = [Victim(kind="embed", source=catalogue, num_rows=len(skills), options=models)]
     if data is None:
         return found, {"rank": "no requests, since --data was not given", "pairs": "no requests, as for rank"}
@@ -75,7 +79,7 @@ def victims(
     if "reranker" not in manifest.models:
         return found, {"pairs": "the repository has no reranker"}
     pairs = [
-        {"query": query.text, "skill_id": _skill_of(few, i * _PAIRS_OF_A_REQUEST + k).id}
+        {"query": query.text, "skill_id": few[(i * _PAIRS_OF_A_REQUEST + k) % len(few)].id}
         for i, query in enumerate(queries)
         for k in range(_PAIRS_OF_A_REQUEST)
     ]
@@ -88,10 +92,6 @@ def spread(things: Sequence[T], most: int) -> list[T]:
     """At most so many of them, evenly spread, in their order."""
     num = min(most, len(things))
     return [things[i * len(things) // num] for i in range(num)]
-
-
-def _skill_of(skills: Sequence[Skill], number: int) -> Skill:
-    return skills[number % len(skills)]
 
 
 def _written(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:

@@ -103,11 +103,15 @@ def run_crosscheck(
             results = stand.run(["offline"])
             if generator.interrupted:
                 raise KeyboardInterrupt
-            if results.problem:
+            found = results.measurements[-1] if results.measurements else None
+            problems = [*([results.problem] if results.problem else []), *(found.objections if found else [])]
+            if problems or found is None:
                 raise ServerError(
-                    f"server at {server.url}", got=results.problem, wanted="answers", fix="See the server's log."
+                    f"our load on {server.url}",
+                    got="; ".join(problems) or "no measurement",
+                    wanted="a valid run",
+                    fix="See the server's log, and free the cores.",
                 )
-            (found,) = results.measurements
             return Seen(per_s=found.per_s.value, p95_ms=found.latency_ms(0.95).value)
 
         def theirs(number: int) -> Seen:

@@ -15,7 +15,7 @@ from skillserve_bench.levels import IndexBuild
 from skillserve_bench.measurement import MOST_LAG_MS, QUANTILES, Measurement
 from skillserve_bench.report import Findings, Table, cores
 from skillserve_bench.scenarios.latency import MOST_CONFIRMATIONS, OVERLOADS, WANTED_SHARE, Results
-from skillserve_bench.settling import AGREEING, TOLERANCE
+from skillserve_bench.settling import AGREEING, LEAST_ANSWERS, TOLERANCE
 
 __all__ = ["Material", "findings_of"]
 
@@ -205,7 +205,8 @@ def _method(material: Material) -> list[str]:
         (
             f"Length `{settings.length}`: runs of {length.run_s:g} s in windows of {length.window_s:g} s. Warm-up "
             f"lasts until {AGREEING} windows in a row have medians within {TOLERANCE:.0%}, and is left out; where "
-            "none agree, a third of the run is."
+            f"none agree, a third of the run is. Where fewer than {length.least_requests} requests would be in a run "
+            f"or a probe, it is longer, and where fewer than {LEAST_ANSWERS} would be in a window, windows are wider."
         ),
         (
             "Latency counts from the scheduled start of a request, so a stall is seen by every request that should "

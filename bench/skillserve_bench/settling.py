@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from skillserve_bench.load.windows import Window
 
-__all__ = ["AGREEING", "TOLERANCE", "num_warm_up"]
+__all__ = ["AGREEING", "LEAST_ANSWERS", "TOLERANCE", "num_warm_up"]
 
 AGREEING = 3
 TOLERANCE = 0.10
@@ -15,7 +15,7 @@ TOLERANCE = 0.10
 _MOST_SHARE = 2 / 3
 """Of a run that may be warm-up: one that settles as it ends leaves nothing to speak of."""
 
-_LEAST_ANSWERS = 5
+LEAST_ANSWERS = 5
 """A window with fewer has no median to speak of."""
 
 
@@ -25,7 +25,7 @@ def num_warm_up(windows: Sequence[Window]) -> int | None:
     A window without enough answers agrees with nothing. At least a third of the windows is left.
     """
     medians = [
-        window.latencies.quantile_us(0.5) if window.latencies.num >= _LEAST_ANSWERS else None for window in windows
+        window.latencies.quantile_us(0.5) if window.latencies.num >= LEAST_ANSWERS else None for window in windows
     ]
     for end in range(AGREEING, int(_MOST_SHARE * len(medians)) + 1):
         last = [median for median in medians[end - AGREEING : end] if median is not None]

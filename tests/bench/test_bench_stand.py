@@ -1,4 +1,4 @@
-"""The test stand: a closed loop gets as many requests as it can send, however slow the pilot was."""
+"""The test stand: runs get as many requests as they can send, and enough time for those that they need."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+
+import pytest
 
 from skillserve.settings import BenchSettings
 from skillserve_bench.lengths import SMOKE
@@ -17,6 +19,23 @@ from skillserve_bench.scenarios.latency import Stand
 
 STALLED_S, ANSWERED_S = 1.5, 0.002
 """Of the first answer, longer than a pilot lasts, and of all others."""
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Answers everything after the same while."""
+
+    seconds: float
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Send]:
+        """Connect to nobody."""
+
+        async def send(payload: bytes) -> bytes:
+            await asyncio.sleep(self.seconds)
+            return payload
+
+        yield send
 
 
 @dataclass(frozen=True)
@@ -53,7 +72,7 @@ def test_a_run_that_is_out_of_requests_before_its_time_is_measured_with_more() -
     supply = Numbered()
     contender = Contender(name="slow to start", target=SlowToStart(), supply=supply)
     with Generator(num_workers=1) as generator:
-        stand = Stand(generator, contender, BenchSettings(), length=replace(SMOKE, run_s=1.0))
+        stand = Stand(generator, contender, BenchSettings(), length=replace(SMOKE, run_s=1.0, least_requests=0))
         results = stand.run(["single"])
     (found,) = results.measurements
     pilot, first, *others = supply.taken
@@ -63,3 +82,30 @@ def test_a_run_that_is_out_of_requests_before_its_time_is_measured_with_more() -
     assert not found.used_up
     assert found.objections == [] or "late" in found.objections[0]  # a busy machine may send late
     assert found.num_answered > 0
+
+
+@pytest.mark.parametrize(
+    ("per_s", "window_s", "run_s", "probe_s"),
+    [
+        (100.0, 0.2, 3.0, 1.5),  # as it stands
+        (10.0, 0.5, 3.0, 1.5),  # 5 answers a window
+        (2.0, 2.5, 5.0, 5.0),  # 8 requests would take 4 s, which are whole windows then
+    ],
+)
+def test_what_is_slow_gets_wider_windows_and_longer_runs(
+    per_s: float, window_s: float, run_s: float, probe_s: float
+) -> None:
+    found = replace(SMOKE, least_requests=8).at(per_s)
+    assert (found.window_s, found.run_s, found.probe_s) == pytest.approx((window_s, run_s, probe_s))
+    assert SMOKE.rate_tolerance == found.rate_tolerance
+
+
+def test_a_slow_contender_is_asked_for_as_long_as_its_requests_need() -> None:
+    contender = Contender(name="slow", target=Slow(0.25), supply=Numbered())
+    length = replace(SMOKE, run_s=1.0, least_requests=9)
+    with Generator(num_workers=1) as generator:
+        results = Stand(generator, contender, BenchSettings(), length=length).run(["single"])
+    (found,) = results.measurements
+    assert found.window_s > SMOKE.window_s
+    whole = found.num_answered + found.num_warm_up * found.window_s / 0.25
+    assert whole >= length.least_requests - 1  # the last one may be cut off by the end

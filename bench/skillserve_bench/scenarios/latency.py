@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from skillserve.console import talk
@@ -20,6 +20,7 @@ from skillserve_bench.load.schedule import ClosedLoop, Load, OpenLoop, Phase
 from skillserve_bench.measurement import Contender, Measurement, measure
 from skillserve_bench.overload import Overload, weigh_overload
 from skillserve_bench.rate_search import Bracket, search_rate
+from skillserve_bench.settling import LEAST_ANSWERS
 
 __all__ = [
     "MOST_CONFIRMATIONS",
@@ -38,7 +39,7 @@ SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 OVERLOADS = (1.5, 2.0)
 _BESIDE = 0.5
 """Share of the saturation rate before and after an overload."""
-_PILOT_S = 1.0
+_PILOT_S, _LONG_PILOT_S = 1.0, 10.0
 _SPARE = 1.5
 """Requests that a closed loop is given, relative to those that the pilot lets expect."""
 _LEAST = 50
@@ -124,7 +125,7 @@ class Stand:
         )
         rate = bracket.passed
         for _ in range(MOST_CONFIRMATIONS if rate is not None else 0):
-            confirmed = self._open("server", [Phase(rate or 0.0, self._length.run_s)])
+            confirmed = self._open("server", [Phase(rate or 0.0, self._length.at(rate or 0.0).run_s)])
             if keeps_bound(confirmed, self._settings):
                 self.results.server_rate = rate
                 self.results.measurements.append(confirmed)
@@ -133,7 +134,8 @@ class Stand:
             rate = (rate or 0.0) / (1 + self._length.rate_tolerance)
 
     def _overload(self) -> None:
-        saturation, seconds = self._saturation(), self._length.overload_s
+        saturation = self._saturation()
+        seconds = self._length.at(_BESIDE * saturation).overload_s
         for factor in OVERLOADS:
             phases = [
                 Phase(_BESIDE * saturation, seconds),
@@ -154,7 +156,7 @@ class Stand:
             )
 
     def _probe(self, rate: float) -> bool:
-        found = self._open("probe", [Phase(rate, self._length.probe_s)])
+        found = self._open("probe", [Phase(rate, self._length.at(rate).probe_s)])
         self.results.probes.append(found)
         return keeps_bound(found, self._settings)
 
@@ -169,30 +171,47 @@ class Stand:
 
     def _closed(self, scenario: str, *, num_clients: int, each: int = 1) -> Measurement:
         """A closed loop for the length of a run, with as many requests as a pilot lets expect, and some to spare."""
-        load = ClosedLoop(num_clients=num_clients, seconds=self._length.run_s)
-        pilot = self._generator.drive(
-            self._contender.target,
-            self._contender.supply.take(_LEAST, each=each),
-            replace(load, seconds=_PILOT_S),
-            window_s=self._length.window_s,
-        )
-        num = max(round(pilot.per_s * self._length.run_s * _SPARE), _LEAST)
-        found = self._measured(scenario, load, self._contender.supply.take(num, each=each), each=each)
+        per_s = self._pilot(num_clients, each)
+        length = self._length.at(per_s)
+        load = ClosedLoop(num_clients=num_clients, seconds=length.run_s)
+        num = max(round(per_s * length.run_s * _SPARE), _LEAST)
+        found = self._measured(scenario, load, self._contender.supply.take(num, each=each), length, each=each)
         for _ in range(_MORE_TRIES):
             if not found.used_up:
                 break
             num *= _MORE  # the pilot met a server, or a machine, that was slower than it is
-            found = self._measured(scenario, load, self._contender.supply.take(num, each=each), each=each)
+            found = self._measured(scenario, load, self._contender.supply.take(num, each=each), length, each=each)
         self.results.measurements.append(found)
         return self._checked(found)
+
+    def _pilot(self, num_clients: int, each: int) -> float:
+        """Requests a second of a closed loop, roughly; more than 0. A second one is longer, if the first saw little."""
+        for seconds in (_PILOT_S, _LONG_PILOT_S):
+            pilot = self._generator.drive(
+                self._contender.target,
+                self._contender.supply.take(_LEAST, each=each),
+                ClosedLoop(num_clients=num_clients, seconds=seconds),
+                window_s=self._length.window_s,
+            )
+            if pilot.num_answered >= LEAST_ANSWERS or not self._length.least_requests:
+                break
+        return max(pilot.num_answered, 1) / pilot.wall_s
 
     def _open(self, scenario: str, phases: Sequence[Phase], *, whole: bool = False) -> Measurement:
         load = OpenLoop.draw(phases, arrivals=self._settings.arrivals, seed=next(self._seeds))
         payloads = self._contender.supply.take(len(load.offsets))
-        return self._checked(self._measured(scenario, load, payloads, whole=whole))
+        length = self._length.at(min(phase.per_s for phase in phases))
+        return self._checked(self._measured(scenario, load, payloads, length, whole=whole))
 
     def _measured(
-        self, scenario: str, load: Load, payloads: Sequence[bytes], *, each: int = 1, whole: bool = False
+        self,
+        scenario: str,
+        load: Load,
+        payloads: Sequence[bytes],
+        length: Length,
+        *,
+        each: int = 1,
+        whole: bool = False,
     ) -> Measurement:
         talk(f"{self._contender.name}, {scenario}: {load}, {load.seconds:g} s")
         return measure(
@@ -201,7 +220,7 @@ class Stand:
             load,
             payloads,
             scenario=scenario,
-            window_s=self._length.window_s,
+            window_s=length.window_s,
             seed=self._settings.seed,
             each=each,
             whole=whole,

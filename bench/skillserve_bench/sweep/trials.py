@@ -100,7 +100,9 @@ class Course:
         self.bundles = {repository: bundles / str(number) for number, repository in enumerate(repositories, 1)}
         """Repository → folder of its bundles."""
         self._sweep, self._bench, self._client = sweep, bench, client
-        self._length: Length = replace(FULL, window_s=sweep.seconds / WINDOWS_OF_A_LOAD, run_s=sweep.seconds)
+        self._length: Length = replace(
+            FULL, window_s=sweep.seconds / WINDOWS_OF_A_LOAD, run_s=sweep.seconds, least_requests=0
+        )
         self._rankings: dict[tuple[Path, int, int], Ranking] = {}
 
     def run(self) -> None:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from skillserve.errors import RepositoryError
 from skillserve.graph_file import check_graph
-from skillserve.tensors import INPUT_IDS, MODEL_NAMES, OUTPUT_NAMES, SEQ_END, SEQ_LENS, TOK_END, Ids, Role, pack
+from skillserve.tensors import (
+    INPUT_IDS,
+    MODEL_NAMES,
+    OUTPUT_NAMES,
+    SEQ_END,
+    SEQ_LENS,
+    TOK_END,
+    Ids,
+    Role,
+    pack,
+    token_budget_batches,
+)
 from skillserve_client.configuration import read_configuration, served_version
 from skillserve_client.wire import Floats, ServedModel, encode
 
@@ -62,17 +74,28 @@ class LocalModel:
             ) from error
 
     def run(self, sequences: Sequence[Ids]) -> Floats:
-        """Rows `[n, D]` or `[n]` of sequences that are run together, as one request of the server's."""
+        """Rows `[n, D]` or `[n]` of sequences that are run together, as one request of the server's.
+
+        What is more than the graph is to compute at once is run in turns, as the server does.
+        """
         if self.model.layout == "padded":
-            feeds = encode(sequences, self.model)
-        else:
-            packed = pack(sequences)
-            feeds = {
+            return self._rows(encode(sequences, self.model))
+        at_once = self.model.execution_tokens or sum(map(len, sequences))
+        turns = token_budget_batches(list(map(len, sequences)), max_tokens=at_once)
+        return np.concatenate([self._packed_rows(sequences[turn]) for turn in turns])
+
+    def _packed_rows(self, sequences: Sequence[Ids]) -> Floats:
+        packed = pack(sequences)
+        return self._rows(
+            {
                 INPUT_IDS: packed.input_ids[0],
                 SEQ_LENS: packed.seq_lens[0],
                 TOK_END: np.array([packed.input_ids.size], np.int32),
                 SEQ_END: np.array([len(sequences)], np.int32),
             }
+        )
+
+    def _rows(self, feeds: Mapping[str, npt.NDArray[np.int32]]) -> Floats:
         rows: Floats = self._session.run([OUTPUT_NAMES[self.model.role]], feeds)[0]
         return rows
 

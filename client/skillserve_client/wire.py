@@ -17,6 +17,7 @@ from skillserve.errors import BundleError, RepositoryError, RequestRejected
 from skillserve.tensors import (
     BUCKETS_PARAMETER,
     DIGEST_PARAMETER,
+    EXECUTION_TOKENS_PARAMETER,
     GRAPH_DIGEST_PARAMETER,
     INPUT_IDS,
     LAYOUT_PARAMETER,
@@ -77,6 +78,8 @@ class ServedModel:
     graph_digest: str = ""
     """Of the graph's files; empty if the configuration does not say, like the next."""
     precision: str = ""
+    execution_tokens: int = 0
+    """Tokens that a packed graph computes at once, at most; 0: all of a batch."""
     buckets: tuple[int, ...] = ()
     """Lengths, ascending, that rows of a padded request are filled up to, so that the server can join it with others;
     empty: each to its longest sequence."""
@@ -102,13 +105,13 @@ class ServedModel:
                 fix="Serve a repository that was written by `skillserve export`.",
             )
 
-        def number(parameter: str) -> int | None:
+        def number(parameter: str, least: int = 1) -> int | None:
             text = parameters.get(parameter)
-            if text is not None and not (text.isdecimal() and int(text) > 0):
+            if text is not None and not (text.isdecimal() and int(text) >= least):
                 raise RepositoryError(
                     f"model `{name}` on the server",
                     got=f"{parameter}={text!r}",
-                    wanted="a positive whole number",
+                    wanted=f"a whole number of at least {least}",
                     fix="Serve a repository that was written by `skillserve export`.",
                 )
             return None if text is None else int(text)
@@ -135,6 +138,7 @@ class ServedModel:
             max_batch_size=max(max_batch_size, 1),
             graph_digest=parameters.get(GRAPH_DIGEST_PARAMETER, ""),
             precision=parameters.get(PRECISION_PARAMETER, ""),
+            execution_tokens=number(EXECUTION_TOKENS_PARAMETER, least=0) or 0,
             buckets=ends,
         )
 

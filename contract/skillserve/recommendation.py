@@ -45,6 +45,7 @@ class Tuning(_Part):
     num_instances: int | None = Field(None, ge=1)
     num_threads: int | None = Field(None, ge=0)
     max_batch_size: int | None = Field(None, ge=1)
+    execution_tokens: int | None = Field(None, ge=0)
     max_queue_delay_microseconds: int | None = Field(None, ge=0)
 
     @classmethod

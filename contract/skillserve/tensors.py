@@ -24,6 +24,7 @@ __all__ = [
     "ATTENTION_MASK",
     "BUCKETS_PARAMETER",
     "DIGEST_PARAMETER",
+    "EXECUTION_TOKENS_PARAMETER",
     "GRAPH_DIGEST_PARAMETER",
     "INPUT_IDS",
     "LAYOUT_PARAMETER",
@@ -78,6 +79,9 @@ BUCKETS_PARAMETER = "skillserve_length_buckets"
 """Lengths that clients fill rows up to, as `32,96,256`, so that the server finds requests of equal shape to join."""
 MAX_TOKENS_PARAMETER = "skillserve_max_request_tokens"
 """Most tokens one request may carry: memory is bounded by this, `max_batch_size` only counts requests."""
+EXECUTION_TOKENS_PARAMETER = "skillserve_execution_tokens"
+"""Tokens that a packed graph is given at once, at most; more are computed in turns, which is faster where activations
+then stay in the processor's caches. Absent: all that a batch holds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from skillserve.settings import ExportSettings
 from skillserve.tensors import (
     ATTENTION_MASK,
     DIGEST_PARAMETER,
+    EXECUTION_TOKENS_PARAMETER,
     GRAPH_DIGEST_PARAMETER,
     INPUT_IDS,
     LAYOUT_PARAMETER,
@@ -161,6 +162,9 @@ def _parameters(card: ModelCard, settings: ExportSettings, stamp: Stamp) -> dict
         MAX_SEQUENCE_TOKENS_PARAMETER: str(card.max_tokens),
         MAX_TOKENS_PARAMETER: str(settings.max_request_tokens),
     }
+    # Late interaction reads a request again in each execution that holds pairs of it, which costs more than it gains.
+    if stamp.layout == "packed" and settings.attention_core == "loop" and card.score_kind != "max_sim":
+        parameters[EXECUTION_TOKENS_PARAMETER] = str(settings.execution_tokens)
     if settings.num_threads:
         parameters["intra_op_thread_count"] = str(settings.num_threads)
     return parameters

@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, Self
 
 from skillserve.errors import RepositoryError
 from skillserve.tensors import (
+    EXECUTION_TOKENS_PARAMETER,
     GRAPH_DIGEST_PARAMETER,
     INPUT_IDS,
     LAYOUT_PARAMETER,
@@ -93,7 +94,9 @@ class ModelSpec:
     vocab_size: int
     max_sequence_tokens: int
     max_request_tokens: int
-    """Most tokens of one request, and of one execution."""
+    """Most tokens of one request, and of those that are answered together."""
+    execution_tokens: int = 0
+    """Most tokens that a packed graph computes at once, but for a longer sequence; 0: all of `max_request_tokens`."""
     graph_digest: str | None = None
     """What the graph's files must be (`skillserve.graph_file`); None if the configuration does not say."""
     batch_inputs: tuple[BatchInput, ...] = ()
@@ -121,6 +124,7 @@ class ModelSpec:
             vocab_size=reader.limit(VOCAB_SIZE_PARAMETER),
             max_sequence_tokens=reader.limit(MAX_SEQUENCE_TOKENS_PARAMETER),
             max_request_tokens=reader.limit(MAX_TOKENS_PARAMETER),
+            execution_tokens=reader.execution_tokens(layout),
             graph_digest=reader.graph_digest(),
             batch_inputs=reader.batch_inputs(layout),
             session=reader.session(),
@@ -287,6 +291,14 @@ class _Reader:
     def limit(self, parameter: str) -> int:
         """A bound that the export stamped into the configuration; it must be there, or nothing is bounded."""
         return self._integer(parameter, self._parameters.get(parameter, "missing"), at_least=1)
+
+    def execution_tokens(self, layout: str) -> int:
+        """What is computed at once; a rectangle is not cut."""
+        text = self._parameters.get(EXECUTION_TOKENS_PARAMETER, "0")
+        value = self._integer(EXECUTION_TOKENS_PARAMETER, text)
+        if value and layout == "padded":
+            self.refuse(f"parameters.{EXECUTION_TOKENS_PARAMETER}", text, "none in the padded layout")
+        return value
 
     def graph_digest(self) -> str | None:
         """Of the graph's files, as the export stamped it."""

@@ -44,6 +44,7 @@ def outcome(*lines: Line, absent: dict[str, str] | None = None) -> Outcome:
         flops=[Flops(100.0, 20.0), Flops(100.0, 20.0)],
         rates={"onnxruntime fp32": [50.0, 60.0], "torch fp32": [40.0, 70.0], "onnxruntime int8": [120.0, 120.0]},
         num_sequences=20,
+        at_once=512,
         mean_tokens=12.0,
         reference_ndcg=70.0,
     )

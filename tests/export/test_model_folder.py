@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from skillserve.card import ModelCard, read_card, write_card
+from skillserve.card import ModelCard, ScoreKind, read_card, write_card
 from skillserve.errors import CardError, ContractError, ParityError, RepositoryError
 from skillserve.probe import Probe, read_probe
 from skillserve.publish import sha256_of
@@ -86,6 +87,26 @@ def test_a_committed_configuration_says_what_the_server_needs() -> None:
     assert list(config.batch_output[0].target_name) == ["embedding"]
     assert list(config.version_policy.specific.versions) == [1]
     assert config.instance_group[0].kind == 0  # KIND_AUTO
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "score_kind", "stamped"),
+    [
+        ("packed", {}, "logit", "2048"),
+        ("packed", {"execution_tokens": 512}, "logit", "512"),
+        ("packed", {"attention_core": "gather"}, "logit", None),
+        ("packed", {}, "max_sim", None),
+        ("padded", {}, "logit", None),
+    ],
+)
+def test_a_packed_graph_on_cpus_computes_so_many_tokens_at_once(
+    layout: Layout, changes: dict[str, Any], score_kind: ScoreKind, stamped: str | None
+) -> None:
+    """Late interaction would read a request again in each turn, and a GPU wants all that there is."""
+    card = minilm_card("reranker").model_copy(update={"score_kind": score_kind})
+    config = model_config(card, ExportSettings(**changes), stamp(layout), fixed_probe("reranker"))
+    found = {key: value.string_value for key, value in config.parameters.items()}
+    assert found.get("skillserve_execution_tokens") == stamped
 
 
 def test_padded_configurations_batch_ordinary_tensors() -> None:

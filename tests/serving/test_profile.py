@@ -184,6 +184,7 @@ def test_a_tuned_server_runs_so_also_after_a_reload_and_its_repository_stays(rep
     path = repository / "skill_embedder" / "config.pbtxt"
     before = path.read_bytes()
     changes = {"num_instances": 2, "num_threads": 1, "max_batch_size": 8, "max_queue_delay_microseconds": 300}
+    changes["execution_tokens"] = 64
     with running_server(toys.settings(repository).model_copy(update=changes)) as server:
         assert server.tuning.changes == changes
         assert server.reload("skill_embedder").state == "green"
@@ -192,6 +193,7 @@ def test_a_tuned_server_runs_so_also_after_a_reload_and_its_repository_stays(rep
                 config = json.load(answer)
             assert config["instance_group"][0]["count"] == 2
             assert config["parameters"]["intra_op_thread_count"]["string_value"] == "1"
+            assert config["parameters"]["skillserve_execution_tokens"]["string_value"] == "64"
             assert config["max_batch_size"] == 8
             assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 300
         assert path.read_bytes() == before

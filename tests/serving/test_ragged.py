@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,31 @@ def test_no_execution_carries_more_tokens_than_one_request_may(specs: Any, graph
     assert not any(isinstance(rows, Refusal) for rows in answers)
     assert seen == [40, 40, 20, 40]
     assert max(seen) <= toys.max_request_tokens
+
+
+@settings(max_examples=50, deadline=None)
+@given(requests=st.lists(good_strategy, min_size=1, max_size=5), at_once=st.integers(1, 12))
+def test_a_batch_is_computed_in_turns_that_cut_between_sequences(
+    requests: Any, at_once: int, toys: Any, specs: Any, graphs: Any
+) -> None:
+    model = "skill_embedder"
+    turns: list[Any] = []
+
+    def watched(feeds: Any) -> Any:
+        turns.append(feeds)
+        return graphs[model](feeds)
+
+    spec = replace(specs[model], execution_tokens=at_once)
+    answers = answer(spec, watched, [wire(ids, lens) for ids, lens in requests])
+    for (ids, lens), rows in zip(requests, answers, strict=True):
+        if not {toys.nan_id, toys.crash_id} & {token for each, _ in requests for token in each}:
+            np.testing.assert_allclose(rows[0], toys.naive(model, ids, lens), atol=TOLERANCE)
+    if not any(toys.crash_id in ids for ids, _ in requests):  # a crash is tried again, request by request
+        assert np.concatenate([turn[SEQ_LENS] for turn in turns]).tolist() == [n for _, lens in requests for n in lens]
+    for turn in turns:
+        assert turn[INPUT_IDS].size <= at_once or turn[SEQ_LENS].size == 1
+        assert turn["tok_end"][-1] == turn[INPUT_IDS].size
+        assert turn["seq_end"][-1] == turn[SEQ_LENS].size
 
 
 def test_a_crash_of_the_runtime_fails_only_the_request_that_caused_it(specs: Any, graphs: Any, toys: Any) -> None:

@@ -80,6 +80,9 @@ REFUSED: dict[str, Any] = {
     "parameters.intra_op_thread_count": lambda c: (
         c | {"parameters": c["parameters"] | {"intra_op_thread_count": {"string_value": "-1"}}}
     ),
+    "parameters.skillserve_execution_tokens": lambda c: (
+        c | {"parameters": c["parameters"] | {"skillserve_execution_tokens": {"string_value": "many"}}}
+    ),
     "parameters.skillserve_layout": lambda c: (
         c | {"parameters": c["parameters"] | {"skillserve_layout": {"string_value": "triangular"}}}
     ),

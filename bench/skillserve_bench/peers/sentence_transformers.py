@@ -96,10 +96,26 @@ class CrossEncoderPeer:
         self._model: Any = _opened(opened, weights, backend)
 
     def score(self, pairs: Sequence[tuple[str, Skill]]) -> Floats:
-        """Logits `[n]` of requests with skills, cut to the card's max_tokens."""
-        texts = [(mend(query_text("", request)), mend(skill_text(skill))) for request, skill in pairs]
+        """Logits `[n]` of requests with skills, cut to the card's max_tokens.
+
+        Requests are cut to its max_query_tokens before that, for which the library has no setting.
+        """
+        requests = {request: self._cut(mend(query_text("", request))) for request, _ in pairs}
+        texts = [(requests[request], mend(skill_text(skill))) for request, skill in pairs]
         scores = self._model.predict(texts, batch_size=_BATCH_SIZE, convert_to_numpy=True, show_progress_bar=False)
         return np.asarray(scores, np.float32).reshape(-1)
+
+    def _cut(self, request: str) -> str:
+        """The text of its first tokens."""
+        read = self._model.tokenizer(
+            request,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            truncation=True,
+            max_length=self.card.max_query_tokens,
+        )
+        ends = [end for _, end in read["offset_mapping"]]
+        return request[: ends[-1]] if len(ends) == self.card.max_query_tokens else request
 
 
 def _opened(opened: Callable[..., Any], weights: Path, backend: Backend) -> Any:  # noqa: ANN401 -- the library's own

@@ -102,13 +102,14 @@ class _Field:
     ) -> tuple[Outcome, dict[str, Operators]]:
         """One workload: everybody, in turns."""
         parts = workload.parts(self.settings.rounds)
+        at_once = graphs.at_once(self.max_tokens)
         tokenised = [part.tokenised() for part in parts]
         lens = [[len(sequence) for sequence in sequences] for sequences in tokenised]
         first = parts[0]
         trial = workload.part(first.places[: max(_TRIAL // first.num_together, 1) * first.num_together])
         peers, absent = open_peers(openers(graphs.role, weights, graphs.card), trial)
         contenders = [
-            *graphs.contenders(max_tokens=self.max_tokens),
+            *graphs.contenders(max_tokens=at_once),
             *self.servers.contenders(graphs, self.settings, max_tokens=self.max_tokens),
             *peers,
         ]
@@ -117,7 +118,7 @@ class _Field:
         if shapes is None:
             absent["share of the machine's limit"] = f"operations of family {graphs.card.family} are not counted"
         else:
-            num_tokens = min(self.max_tokens, *(sum(each) for each in lens))
+            num_tokens = min(at_once, *(sum(each) for each in lens))
             kernels, missing = gemms(shapes.products, num_tokens=num_tokens, options=graphs.reference.options)
             absent |= missing
         passes, rates = self._in_turns(contenders, kernels, parts, trial)
@@ -129,10 +130,11 @@ class _Field:
             flops=None if shapes is None else [shapes.flops(each) for each in tokenised],
             rates=rates,
             num_sequences=workload.size,
+            at_once=at_once,
             mean_tokens=float(np.mean([length for each in lens for length in each])),
             reference_ndcg=workload.ndcg(reference),
         )
-        return outcome, profile(graphs, tokenised[0], max_tokens=self.max_tokens)
+        return outcome, profile(graphs, tokenised[0], max_tokens=at_once)
 
     def _in_turns(
         self, contenders: Sequence[Contender], kernels: Sequence[Gemm], parts: Sequence[Part], trial: Part

@@ -87,6 +87,11 @@ class Graphs:
         """The packed fp32 graph."""
         return self.packed["fp32"]
 
+    def at_once(self, max_tokens: int) -> int:
+        """Tokens of an execution, where `max_tokens` are joined: fewer, where the packed graph computes in turns."""
+        turn = self.reference.model.execution_tokens
+        return min(max_tokens, turn) if turn else max_tokens
+
     def contenders(self, *, max_tokens: int) -> list[Contender]:
         """Packed as requests arrive, padded in three ways."""
         return [

@@ -95,6 +95,8 @@ class Outcome:
     """Of the real tokens, a part each; None for a family that is not counted."""
     rates: Rates
     num_sequences: int
+    at_once: int
+    """Most tokens of an execution of ours."""
     mean_tokens: float
     reference_ndcg: float
     """Of the fp32 graph that ran each sequence alone, points."""

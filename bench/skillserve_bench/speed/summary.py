@@ -65,7 +65,8 @@ def _summary(outcome: Outcome) -> list[str]:
 def _method(outcomes: Sequence[Outcome], corpus: Corpus, settings: BenchSettings, max_tokens: int) -> list[str]:
     return [
         *(
-            f"{TITLES[outcome.role]}: {outcome.num_sequences:,} sequences, {outcome.mean_tokens:.0f} tokens on average."
+            f"{TITLES[outcome.role]}: {outcome.num_sequences:,} sequences, {outcome.mean_tokens:.0f} tokens on "
+            f"average; at most {outcome.at_once:,} tokens an execution."
             for outcome in outcomes
         ),
         (
@@ -75,13 +76,14 @@ def _method(outcomes: Sequence[Outcome], corpus: Corpus, settings: BenchSettings
         ),
         (
             "Operations: matrix products of the real tokens, linear layers and attention, padding not counted. The "
-            f"limit is the rate of the model's own linear products with {max_tokens:,} tokens at most, measured in "
-            "every round, by the kernels that are faster in the median. Attention counts at the rate of the precision, "
-            "although an int8 graph computes it in fp32; the next column has it at fp32's rate."
+            "limit is the rate of the model's own linear products with as many tokens, measured in every round, by the "
+            "kernels that are faster in the median. Attention counts at the rate of the precision, although an int8 "
+            "graph computes it in fp32; the next column has it at fp32's rate."
         ),
         (
-            f"Our graphs join neighbours of the stream up to {max_tokens:,} tokens, padding included where there is "
-            "any. Padded graphs also run sorted by length within a part, and one by one."
+            "Our graphs join neighbours of the stream up to so many tokens, padding included where there is any; the "
+            f"server gets requests of up to {max_tokens:,}. Padded graphs also run sorted by length within a part, and "
+            "one by one."
         ),
         (
             "sentence-transformers: `encode`, or `predict` of its CrossEncoder, with its defaults (batches of 32, "

@@ -55,6 +55,13 @@ class ExportSettings(Section):
         description="how long the server waits for company; a lone request pays it in full",
     )
     max_request_tokens: int = Field(32_768, ge=1, description="most tokens the server accepts in one request")
+    execution_tokens: int = Field(
+        2_048,
+        ge=0,
+        description="tokens that a packed graph with --attention-core loop computes at once, so that they stay in the "
+        "processor's caches; more are computed in turns; 0: all of a batch. Not for late interaction, which reads a "
+        "request again in each turn",
+    )
     num_threads: int = Field(0, ge=0, description="intra-op threads of ONNX Runtime; 0: all cores")
     version: int = Field(
         1, ge=1, description="model version that is written and served; the folder holds this one only"

@@ -10,6 +10,7 @@ import pytest
 
 from skillserve.cli import main
 from skillserve.errors import UsageError
+from skillserve_bench.scenarios import crosscheck
 from skillserve_bench.scenarios.crosscheck import Seen, perf_analyzer_figures, perf_analyzer_input
 
 TOLD = """Concurrency,Inferences/Second,Client Send,p50 latency,p90 latency,p95 latency,p99 latency
@@ -32,6 +33,24 @@ def test_its_report_is_read_in_ms_and_another_one_refused() -> None:
         perf_analyzer_figures(TOLD.replace("p95 latency", "p95"))
     with pytest.raises(UsageError, match="0 rows"):
         perf_analyzer_figures("")
+
+
+def script(path: Path, *lines: str) -> list[str]:
+    """A program of the shell, as a command."""
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]), encoding="utf-8")
+    path.chmod(0o755)
+    return [str(path)]
+
+
+def test_a_load_that_was_not_steady_is_measured_again_and_not_for_ever(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    unsteady = [f"echo x >> {calls}", "echo Failed to obtain stable measurement. >&2"]
+    crosscheck._carry_out(script(tmp_path / "twice", *unsteady, f"test $(wc -l < {calls}) -ge 2 || exit 2"))
+    assert calls.read_text() == "x\nx\n"
+    with pytest.raises(UsageError, match="3 times in turn: Failed to obtain") as caught:
+        crosscheck._carry_out(script(tmp_path / "never", *unsteady, "exit 2"))
+    assert "Free the cores" in caught.value.fix
+    assert len(calls.read_text().split()) == 5
 
 
 @pytest.mark.e2e

@@ -61,11 +61,12 @@ def test_what_follows_its_law_has_no_range() -> None:
     assert _same(growth.at(300), 0.6)
 
 
-def test_a_fixed_part_widens_the_range_downwards() -> None:
+def test_a_fixed_part_is_the_estimate_or_the_end_of_its_range() -> None:
     """Rows and 100: by the law alone 2,100 · 5 = 10,500, with the fixed part 10,100."""
-    growth = _growth(LAWS["flat"]["memory"], (1_000, [1_100.0]), (2_000, [2_100.0]))
-    found = growth.at(10_000)
-    assert (found.value, found.least, found.greatest) == pytest.approx((10_500.0, 10_100.0, 10_500.0))
+    law = Law("n", 1, certain=True)
+    for fixed, value in ((Law("fixed + n", 1, fixed=True, certain=True), 10_100.0), (law, 10_500.0)):
+        found = _growth(fixed, (1_000, [1_100.0]), (2_000, [2_100.0])).at(10_000)
+        assert (found.value, found.least, found.greatest) == pytest.approx((value, 10_100.0, 10_500.0))
 
 
 def test_another_exponent_than_the_laws_is_in_the_range() -> None:
@@ -237,7 +238,10 @@ def test_a_small_catalogue_is_measured_and_planned(
     assert growth["disk"]["values"][1][0] == pytest.approx(2_000 * 128, rel=0.01)
     assert growth["memory"]["values"][1][0] >= 2_000 * 128
     assert figures["measured"]["flat"]["recalls"] == [1.0, 1.0]
-    assert flat["memory_bytes"]["value"] == pytest.approx(500 * growth["memory"]["values"][1][0])
+    small, large = (values[0] for values in growth["memory"]["values"])
+    line = large + max(large - small, 0.0) * 998  # a line through both sizes, at a million
+    assert flat["memory_bytes"]["value"] == pytest.approx(line)
+    assert flat["memory_bytes"]["greatest"] == pytest.approx(max(500 * large, line))
     assert flat["machines"]["num"] == -(-flat["memory_bytes"]["value"] // (0.1 * _GIB * 0.7))
     hours = figures["embedding"]["one_machine_h"]["value"]
     assert hours == pytest.approx(1_000_000 / figures["rate"]["per_s"]["value"] / 3_600)

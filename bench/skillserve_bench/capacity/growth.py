@@ -1,14 +1,16 @@
 """From measured sizes to one that cannot be measured: by the law of the algorithm, with the growth that was found.
 
-An estimate is the figure of the largest measured size times what the algorithm's law says. Its range is the hull of
-that, the spread of the rounds, and two other readings of the same measurements: that a part of the figure is fixed and
-only the rest grows by the law, and that it grows by the exponent that was found, whatever the law. Where caches,
-allocators or a busy machine make a figure grow otherwise than it should, the range is wide, and shows it.
+A measured figure is read in three ways: that it grows by the algorithm's law from the largest size on; that a part of
+it is fixed and only the rest grows by the law; and that it grows by the exponent that was found, whatever the law. The
+estimate is the first, or the second where there is a fixed part by construction. Its range is the hull of all three and
+of the rounds' spread: where caches, allocators or a busy machine make a figure grow otherwise than it should, it is
+wide.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -55,24 +57,28 @@ class Law:
     name: str
     power: float
     logs: int = 0
+    fixed: bool = False
+    """Whether part of the figure is the same for any number of rows."""
     certain: bool = False
-    """Whether nothing but a fixed part can be beside it, as where bytes of each row are counted."""
+    """Whether the law is beyond doubt, as where bytes of each row are counted."""
 
     def ratio(self, start: float, end: float) -> float:
         """Cost at `end` rows over cost at `start` rows, both above 1."""
         return math.pow(end / start, self.power) * math.pow(math.log(end) / math.log(start), self.logs)
 
 
-BYTES = Law("n", 1, certain=True)
+BYTES = Law("fixed + n", 1, fixed=True, certain=True)
+TRAINING = Law("fixed + n", 1, fixed=True)
 LINEAR = Law("n", 1)
 ROOT = Law("√n", 0.5)
 LOGARITHMIC = Law("log n", 0, 1)
 LAWS: Mapping[str, Mapping[str, Law]] = {
-    kind: {"train": LINEAR, "add": add, "search": search, "batch": search, "memory": BYTES, "disk": BYTES}
+    kind: {"train": TRAINING, "add": add, "search": search, "batch": search, "memory": BYTES, "disk": BYTES}
     for kinds, add, search in (
         (("flat", "fp16", "sq8", "milvus-lite"), LINEAR, LINEAR),
         # 4·√n lists: each row is compared with all of them, each query with all of them and √n/4 rows in each probed.
-        # Training takes 64 samples for each list, and compares them with all lists: linear.
+        # Training takes 64 samples for each list, and compares them with all lists: linear. That of PQ is the same for
+        # any number of rows, and so is that of SQ8 where it is in lists.
         (("ivf-flat", "ivf-sq8", "ivf-pq"), Law("n·√n", 1.5), ROOT),
         # A search takes about log n steps; building is a search for each row (Malkov and Yashunin 2016, section 4.2).
         (("hnsw",), Law("n·log n", 1, 1), LOGARITHMIC),
@@ -114,11 +120,12 @@ class Growth:
         """The figure at another size; see the module."""
         last, measured = self.rows[-1], self.largest
         by_law = self.law.ratio(last, rows)
-        ratios = [by_law, *self._with_fixed_part(by_law)]
+        with_fixed = self._with_fixed_part(by_law)
+        ratios = [by_law, *with_fixed]
         if not self.law.certain:
             ratios.append(math.pow(rows / last, max(self.exponent, 0.0)))
         return Estimate(
-            value=measured.median * by_law,
+            value=measured.median * (statistics.median(with_fixed) if self.law.fixed else by_law),
             least=measured.least * min(ratios),
             greatest=measured.greatest * max(ratios),
         )

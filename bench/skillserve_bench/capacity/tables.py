@@ -62,7 +62,7 @@ def plan_table(
     ]
     rows = [
         [
-            _spoken(kind),
+            kind,
             ranged(plan.memory_bytes.scaled(1 / _GIB)),
             _machines(plan.machines),
             f"{plan.rows_each:,}",
@@ -74,7 +74,10 @@ def plan_table(
         ]
         for kind, plan in plans.items()
     ]
-    rows += [[kind, f"not measured: {why}", *[""] * (len(columns) - 2)] for kind, why in absent.items()]
+    reasons = {kind: f"not measured: {why}" for kind, why in absent.items()}
+    if MILVUS in measured:
+        reasons[_spoken(MILVUS)] = "not planned with; its figures are below, and so is a cluster"
+    rows += [[kind, why, *[""] * (len(columns) - 2)] for kind, why in reasons.items()]
     return Table(title=f"Indexes of {settings.skills:,} skills, computed", columns=columns, rows=rows)
 
 
@@ -82,10 +85,9 @@ def cluster_table(plans: Mapping[str, IndexPlan], machine: Machine, settings: Ca
     """What the same indexes would take on a Milvus cluster, if the assumed factor holds."""
     rows = []
     for kind, plan in plans.items():
-        if kind != MILVUS:
-            memory = plan.memory_bytes.scaled(settings.milvus_factor)
-            machines = machines_for_memory(memory, machine)
-            rows.append([kind, ranged(memory.scaled(1 / _GIB)), _machines(machines), "not measured"])
+        memory = plan.memory_bytes.scaled(settings.milvus_factor)
+        machines = machines_for_memory(memory, machine)
+        rows.append([kind, ranged(memory.scaled(1 / _GIB)), _machines(machines), "not measured"])
     return Table(
         title=f"A Milvus cluster of {settings.skills:,} skills, NOT measured: {settings.milvus_factor:g} times FAISS's "
         "memory assumed",

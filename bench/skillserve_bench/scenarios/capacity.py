@@ -68,6 +68,7 @@ def measure_capacity(
     plans = {
         kind: plan_index(capacity.skills, each.growths, machine, other_bytes=capacity.other_bytes)
         for kind, each in measured.items()
+        if kind != MILVUS  # one process, for trials
     }
     wrong = {kind: each.recalls for kind, each in measured.items() if min(each.recalls) < _EXACT.get(kind, 0.0)}
     return Findings(
@@ -142,7 +143,6 @@ def _summary(
         f"`{kind}` takes {number(plan.memory_bytes.value / 2**30)} GiB, {plan.machines.num:,} machines of "
         f"{memory_gib:.1f} GiB."
         for kind, plan in plans.items()
-        if kind != MILVUS
     ]
     told.append(
         "Computed by extrapolation from the sizes that were measured; ranges are those of rounds and of growth."
@@ -170,8 +170,9 @@ def _method(
         ),
         "Recall is of numpy's exact neighbours among the same vectors. It is measured, and not extrapolated.",
         (
-            "Extrapolated is from the largest size, by the algorithm's law. The range is the hull of that, the rounds, "
-            "the law with a fixed part, and, but for bytes, a power law with the exponent that was found."
+            "Extrapolated is from the largest size by the algorithm's law, for memory, files and training beside a "
+            "fixed part. The range is the hull of the law with and without such a part, the rounds, and, but for bytes, "
+            "a power law with the exponent that was found."
         ),
         (
             f"A machine is one like this with {memory_gib:.1f} GiB, {settings.memory_share:.0%} of which an index may "

@@ -37,6 +37,8 @@ STRUCTURES: Mapping[str, str] = {
 without the training for polysemous codes (`np`), which takes a second for each byte. Bundles are `flat`."""
 _LISTS_A_ROOT = 4
 """Lists of an IVF index for each square root of its rows, after FAISS's guidelines (4 to 16)."""
+_FAISS_LIMIT = 1 << 40
+"""Bytes of one vector in a file, as FAISS has it at first."""
 _SAMPLES_A_CENTROID = 64
 """Vectors that k-means sees for each centroid; FAISS takes 256 where nobody says so, and warns below 39."""
 _ITERATIONS = 10
@@ -178,6 +180,7 @@ class Structure:
     @classmethod
     def read(cls, path: Path) -> Self:
         """One that `write` wrote in this very measurement: nothing is verified."""
+        faiss.set_deserialization_vector_byte_limit(_FAISS_LIMIT)  # it may be that of a bundle opened before
         return cls(faiss.read_index(str(path)))
 
     @property

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from skillserve.cli import main
-from skillserve.settings import CapacitySettings
+from skillserve.settings import CapacitySettings, IndexSettings
 from skillserve_bench.capacity.embedding import bytes_a_row
 from skillserve_bench.capacity.field import KINDS, recall
 from skillserve_bench.capacity.growth import LAWS, Estimate, Growth, Law
 from skillserve_bench.capacity.plan import Machine, Machines, machines_for_memory, plan_embedding, plan_index
 from skillserve_bench.capacity.tables import number, plan_table, ranged
 from skillserve_bench.capacity.trials import MILVUS, Order, build, serve, why_no_milvus
-from skillserve_bench.capacity.vectors import exact_neighbours, mixture, write_vectors
+from skillserve_bench.capacity.vectors import exact_neighbours, mixture, widened, write_vectors
+from skillserve_client import build_bundle, open_bundle
+from skillserve_client.batch.direct import DirectInference
 from skillserve_client.batch.embed import SHARD_ROWS
 
 _GIB = 2**30
@@ -160,14 +162,41 @@ def test_exact_neighbours_are_those_of_a_full_sort(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.sort(places, axis=1), np.sort(wanted, axis=1))
 
 
+@pytest.fixture(scope="module")
+def bundles(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of bundles with thirty skills."""
+    folder = tmp_path_factory.mktemp("bundles")
+    catalogue = folder / "skills.jsonl"
+    catalogue.write_text("".join(json.dumps({"id": f"s{i}", "name": f"plot {'log ' * i}"}) + "\n" for i in range(30)))
+    inference = DirectInference(packed, ("embedder",), max_request_tokens=512)
+    build_bundle(catalogue, inference, index=IndexSettings(bundles=folder / "b", models=packed))
+    return folder / "b"
+
+
+def test_a_bundles_vectors_are_drawn_again_nearby(bundles: Path, tmp_path: Path) -> None:
+    """Noise of length 0.4, nearly at a right angle, leaves a cosine of 1 / √1.16 = 0.93."""
+    index = open_bundle(bundles).corpus.index
+    known = index.vectors(list(index.marks()))
+    source = widened(bundles, IndexSettings())
+    assert source.dim == known.shape[1]
+    write_vectors(tmp_path / "v", source, 500, seed=1)
+    cosines = (np.load(tmp_path / "v") @ known.T).max(axis=1)
+    assert 0.88 < np.median(cosines) < 0.98
+
+
+def test_another_dimension_than_the_bundles_is_refused(capsys: pytest.CaptureFixture[str], bundles: Path) -> None:
+    assert main(["bench", "capacity", "--bundles", str(bundles), "--dim", "24", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["subject"] == "setting --dim"
+
+
 def test_recall_is_the_share_of_the_nearest_that_was_found() -> None:
     exact = np.array([[1, 2], [3, 4], [5, 6]])
     assert recall(np.array([[2, 1], [3, 9]]), exact) == 0.75  # the third was not asked for
 
 
 def test_numbers_are_shown_with_three_digits() -> None:
-    assert [number(value) for value in (0, 0.01234, 1.234, 56.78, 123.4, 1_234_567.8)] == [
-        *("0", "0.0123", "1.23", "56.8", "123", "1,234,568"),
+    assert [number(value) for value in (1e-9, 0.01234, 1.234, 56.78, 123.4, 1_234_567.8)] == [
+        *("below 0.0001", "0.0123", "1.23", "56.8", "123", "1,234,568"),
     ]
     assert ranged(Estimate(value=2.0, least=1.0, greatest=4.0)) == "2.00 (1.00 to 4.00)"
     assert ranged(Estimate(value=2.0, least=2.0001, greatest=2.0002)) == "2.00"

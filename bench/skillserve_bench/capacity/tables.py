@@ -18,6 +18,7 @@ __all__ = ["cluster_table", "embedding_table", "growth_table", "measured_table",
 
 _GIB = 2**30
 _MILLION = 1_000_000
+_TINY = 0.0001
 _MEANINGS = {
     "train": "training, s",
     "add": "adding, s",
@@ -30,9 +31,9 @@ _FACTORS = {"memory": 2**-20, "disk": 2**-20, "search": 1e3, "batch": 1e3}
 
 
 def number(value: float) -> str:
-    """Three digits that mean something, and no exponent: `0.0123`, `1.23`, `12,346`."""
-    if value <= 0:
-        return f"{value:.0f}"
+    """Three digits that mean something, and no exponent: `0.0123`, `1.23`, `12,346`; what is tiny is told as that."""
+    if value < _TINY:
+        return f"below {_TINY}"
     return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 

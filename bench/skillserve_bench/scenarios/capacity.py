@@ -140,7 +140,7 @@ def _summary(
             f"this one, so {embedding.machines.num:,} of them for {settings.hours:g} hours."
         )
     told += [
-        f"`{kind}` takes {number(plan.memory_bytes.value / 2**30)} GiB, {plan.machines.num:,} machines of "
+        f"`{kind}` takes {number(plan.memory_bytes.value / 2**30)} GiB: {times(plan.machines.num, 'machine')} of "
         f"{memory_gib:.1f} GiB."
         for kind, plan in plans.items()
     ]
@@ -171,8 +171,8 @@ def _method(
         "Recall is of numpy's exact neighbours among the same vectors. It is measured, and not extrapolated.",
         (
             "Extrapolated is from the largest size by the algorithm's law, for memory, files and training beside a "
-            "fixed part. The range is the hull of the law with and without such a part, the rounds, and, but for bytes, "
-            "a power law with the exponent that was found."
+            "fixed part. The range is the hull of the law with and without such a part, the rounds, and, but for "
+            "bytes, a power law with the exponent that was found."
         ),
         (
             f"A machine is one like this with {memory_gib:.1f} GiB, {settings.memory_share:.0%} of which an index may "

@@ -11,7 +11,7 @@ from skillserve.console import out as results
 from skillserve.console import print_json, talk
 from skillserve.flags import Json, with_settings
 from skillserve.settings import Settings
-from skillserve_bench import cli_batch, cli_crosscheck, cli_peers, cli_sweep
+from skillserve_bench import cli_batch, cli_capacity, cli_crosscheck, cli_peers, cli_sweep
 from skillserve_bench.cli_peers import PeerEmbedder, PeerNames, PeerPadded, PeerReranker
 from skillserve_bench.cli_reports import SERVER, Note, Out, Repository, conclude, report_files, served_or_given
 from skillserve_bench.compare import compare_reports, comparison_table, read_report
@@ -35,6 +35,7 @@ app.add_typer(cli_peers.app, name="peers")
 app.command()(cli_sweep.sweep)
 app.command()(cli_batch.score)
 app.command()(cli_batch.memory)
+app.command()(cli_capacity.capacity)
 app.command()(cli_crosscheck.crosscheck)
 
 Data = Annotated[

@@ -1,11 +1,14 @@
-"""The one door to FAISS: a `VectorIndex` in this process.
+"""The one door to FAISS: a `VectorIndex` in this process, and FAISS's structures as such, to be measured.
 
 Shape legend: Q queries, N skills, K results, D embedding dimension.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 import faiss
 import numpy as np
@@ -15,10 +18,31 @@ from skillserve_client.exact import Nominees, all_products, exact_order, require
 from skillserve_client.vectors import Entries, Mark, Rows
 from skillserve_client.wire import Floats
 
-__all__ = ["FlatIndex"]
+__all__ = ["STRUCTURES", "FlatIndex", "Structure"]
 
 _ROWS_AT_ONCE = 256
 """Vectors whose products are in memory together, and in the processor's cache."""
+
+
+STRUCTURES: Mapping[str, str] = {
+    "flat": "Flat",
+    "fp16": "SQfp16",
+    "sq8": "SQ8",
+    "ivf-flat": "IVF{lists},Flat",
+    "ivf-sq8": "IVF{lists},SQ8",
+    "ivf-pq": "IVF{lists},PQ{parts}np",
+    "hnsw": "HNSW32,Flat",
+}
+"""Kind → how FAISS's factory spells it; `ivf-pq` keeps a byte for eight numbers, and goes
+without the training for polysemous codes (`np`), which takes a second for each byte. Bundles are `flat`."""
+_LISTS_A_ROOT = 4
+"""Lists of an IVF index for each square root of its rows, after FAISS's guidelines (4 to 16)."""
+_FAISS_LIMIT = 1 << 40
+"""Bytes of one vector in a file, as FAISS has it at first."""
+_SAMPLES_A_CENTROID = 64
+"""Vectors that k-means sees for each centroid; FAISS takes 256 where nobody says so, and warns below 39."""
+_ITERATIONS = 10
+"""Of k-means, as FAISS does for lists; for the bytes of PQ it does 25."""
 
 
 class FlatIndex:
@@ -130,6 +154,62 @@ class FlatIndex:
         self._places = {skill: place for place, skill in enumerate(marks)}
         self._rows = np.array([mark.row for mark in marks.values()], np.int64)
         self._namespaces = np.array([mark.namespace for mark in marks.values()], object)
+
+
+class Structure:
+    """Vectors in one of FAISS's structures, without ids and marks: what one costs, and how exactly it finds."""
+
+    def __init__(self, index: Any) -> None:  # noqa: ANN401 -- FAISS ships no type information
+        self._index = index
+
+    @classmethod
+    def empty(cls, kind: str, dim: int, *, rows: int, num_probes: int, search_breadth: int) -> Self:
+        """One of a kind for so many rows, with what a search looks into: so many lists, or so many candidates."""
+        lists = max(1, round(_LISTS_A_ROOT * math.sqrt(rows)))
+        spelt = STRUCTURES[kind].format(lists=lists, parts=dim // 8)
+        index = faiss.index_factory(dim, spelt, faiss.METRIC_INNER_PRODUCT)
+        if isinstance(index, faiss.IndexIVF):
+            index.nprobe = min(num_probes, lists)
+            _sample(index.cp)
+            if isinstance(index, faiss.IndexIVFPQ):
+                _sample(index.pq.cp)
+        elif isinstance(index, faiss.IndexHNSW):
+            index.hnsw.efSearch = search_breadth
+        return cls(index)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """One that `write` wrote in this very measurement: nothing is verified."""
+        faiss.set_deserialization_vector_byte_limit(_FAISS_LIMIT)  # it may be that of a bundle opened before
+        return cls(faiss.read_index(str(path)))
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is nothing to learn, or it was learnt."""
+        return bool(self._index.is_trained)
+
+    def train(self, vectors: Floats) -> None:
+        """Learn centroids and ranges from vectors `[N, D]`, where the kind has any."""
+        self._index.train(vectors)
+
+    def add(self, vectors: Floats) -> None:
+        """Take vectors `[N, D]` in, under their places."""
+        self._index.add(vectors)
+
+    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+        """Similarities and places of what it finds nearest, `[Q, K]` each, by the structure's own sums."""
+        found: tuple[Floats, Rows] = self._index.search(queries, k)
+        return found
+
+    def write(self, path: Path) -> None:
+        """Write it in FAISS's own format."""
+        faiss.write_index(self._index, str(path))
+
+
+def _sample(clustering: Any) -> None:  # noqa: ANN401 -- see above
+    clustering.max_points_per_centroid = _SAMPLES_A_CENTROID
+    clustering.min_points_per_centroid = 1  # small indexes are measured on purpose
+    clustering.niter = _ITERATIONS
 
 
 def _unreadable(subject: str, got: str) -> BundleError:

@@ -17,7 +17,10 @@ from skillserve_client.batch.jobs import Outcome, Refused
 from skillserve_client.models import Source
 from skillserve_client.tokens import embedder_tokens
 
-__all__ = ["EmbedJob", "Prepared", "catalogue_of"]
+__all__ = ["SHARD_ROWS", "EmbedJob", "Prepared", "catalogue_of"]
+
+SHARD_ROWS = 4_096
+"""Skills of a shard, where nobody wants another number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class EmbedJob:
     sources: Sources[Skill]
     tokens: EmbedderTokens
     name: Literal["embed"] = "embed"
-    shard_rows: int = 4_096
+    shard_rows: int = SHARD_ROWS
 
     @classmethod
     def of(cls, paths: Sequence[Path], source: Source) -> EmbedJob:

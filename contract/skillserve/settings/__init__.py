@@ -14,7 +14,7 @@ from skillserve.settings.client import (
     SearchSettings,
 )
 from skillserve.settings.export import ExportSettings, PlanSettings
-from skillserve.settings.measuring import BenchSettings, EvaluateSettings, SweepSettings
+from skillserve.settings.measuring import BenchSettings, CapacitySettings, EvaluateSettings, SweepSettings
 from skillserve.settings.mining import MineSettings
 from skillserve.settings.ranks import RankWindow, window
 from skillserve.settings.section import Section
@@ -25,6 +25,7 @@ __all__ = [
     "AuditSettings",
     "BenchSettings",
     "CalibrateSettings",
+    "CapacitySettings",
     "ClientSettings",
     "EvaluateSettings",
     "ExportSettings",
@@ -60,3 +61,4 @@ class Settings(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     bench: BenchSettings = BenchSettings()
     sweep: SweepSettings = SweepSettings()
+    capacity: CapacitySettings = CapacitySettings()

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from skillserve.settings.section import Section, words
 
-__all__ = ["BenchSettings", "EvaluateSettings", "SweepSettings"]
+__all__ = ["BenchSettings", "CapacitySettings", "EvaluateSettings", "SweepSettings"]
 
 
 _Positive = Annotated[int, Field(ge=1)]
@@ -142,3 +142,54 @@ class SweepSettings(Section):
         if not values:
             raise ValueError("there is nothing in the list, so the grid would be empty")
         return tuple(dict.fromkeys(values))
+
+
+_Ladder = Annotated[int, Field(ge=1_000)]
+
+
+class CapacitySettings(Section):
+    """Planning for more skills than one machine can measure: what is measured, and what it is to be enough for."""
+
+    skills: int = Field(100_000_000, ge=1_000, description="skills to plan for")
+    hours: float = Field(24.0, gt=0, allow_inf_nan=False, description="hours in which all of them are to be embedded")
+    memory_gib: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="memory of a planned machine, GiB; not set: this one's"
+    )
+    memory_share: float = Field(0.7, gt=0, le=1, description="share of that memory which an index may fill")
+    other_bytes: int = Field(
+        0, ge=0, description="bytes that a searching machine holds for each skill beside the index, such as its texts"
+    )
+    milvus_factor: float = Field(
+        2.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="memory of a Milvus cluster as a multiple of the same index in FAISS, an assumption",
+    )
+    kinds: tuple[str, ...] = Field(
+        ("flat", "fp16", "sq8", "ivf-flat", "ivf-sq8", "ivf-pq", "hnsw", "milvus-lite"),
+        min_length=1,
+        description="kinds of index that are measured, as flat,hnsw",
+    )
+    rows: tuple[_Ladder, ...] = Field(
+        (10_000, 30_000, 100_000),
+        min_length=2,
+        description="vectors of each measured index, as 10000,100000; a thousand at least",
+    )
+    dim: int = Field(384, ge=8, description="numbers of a vector; those of --bundles have their own")
+    num_queries: int = Field(200, ge=10, description="searches of each index")
+    top_k: int = Field(10, ge=1, le=100, description="nearest vectors that a search finds")
+    num_probes: int = Field(32, ge=1, description="lists that a search of an IVF index looks into")
+    search_breadth: int = Field(64, ge=1, description="candidates that a search of HNSW keeps, its efSearch")
+    skills_per_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="skills a second that one machine embeds; not set: measured"
+    )
+    num_embedded: int = Field(256, ge=1, description="skills that are embedded to measure that, in each round")
+    rounds: int = Field(3, ge=1, description="rounds; each measures every index once, figures are medians over them")
+    seed: int = Field(13, ge=0, description="seed of the vectors")
+
+    @field_validator("kinds", "rows", mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        """Flags and variables bring text: `flat,hnsw`. Each value counts once."""
+        values = words(value)
+        return tuple(dict.fromkeys(values)) if isinstance(values, tuple | list) else values

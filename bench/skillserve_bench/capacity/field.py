@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from skillserve.console import progress
-from skillserve.errors import ConfigError, SkillserveError
+from skillserve.errors import ConfigError, ServerError, SkillserveError
 from skillserve.settings import CapacitySettings
 from skillserve_bench.alternation import alternate
 from skillserve_bench.capacity.growth import Growth, growths
@@ -98,7 +98,13 @@ def measure_field(
                 num_probes=settings.num_probes,
                 search_breadth=settings.search_breadth,
             )
-            built, served = _in_process(build, order), _in_process(serve, order)
+            if kind in absent:
+                return {}
+            try:
+                built, served = _in_process(build, order), _in_process(serve, order)
+            except ServerError as error:  # Milvus gave up on this size; the others are measured all the same
+                absent[kind] = error.got
+                return {}
             return {
                 "train": built.train_s,
                 "add": built.add_s,
@@ -116,7 +122,9 @@ def measure_field(
         # No warm-up: each index has fresh processes, and searches have their own.
         found = alternate(contenders, rounds=settings.rounds, warm_up=0, advance=bar.advance)
     return {
-        kind: _measured(kind, ladder, [found[_name(kind, rows)] for rows in ladder]) for kind, ladder in sizes.items()
+        kind: _measured(kind, ladder, [found[_name(kind, rows)] for rows in ladder])
+        for kind, ladder in sizes.items()
+        if kind not in absent
     }, absent
 
 

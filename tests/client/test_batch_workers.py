@@ -220,6 +220,19 @@ def test_a_finished_job_starts_no_worker(
     assert cluster.num_begun == 0
 
 
+def test_an_order_that_travels_names_every_file_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker runs in another folder."""
+    files = {"tls_ca": Path("ca.pem"), "tls_certificate": Path("me.pem"), "tls_key": Path("me.key")}
+    folders = {"models": Path("models"), "bundles": Path("bundles")}
+    settings = Settings(client=ClientSettings(tls=True, **files), index=IndexSettings(**folders))
+    monkeypatch.chdir(tmp_path)
+    sent = Order(job="embed", sources=(), settings=settings).with_whole_paths().settings
+    assert {name: getattr(sent.client, name) for name in files} == {name: tmp_path / at for name, at in files.items()}
+    assert {name: getattr(sent.index, name) for name in folders} == {
+        name: tmp_path / at for name, at in folders.items()
+    }
+
+
 @pytest.fixture
 def rank(order: Order, catalogue: Path, world: IndexSettings, fake: Any, tmp_path: Path) -> Order:
     build_bundle(catalogue, fake, index=world)

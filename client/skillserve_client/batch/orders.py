@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from skillserve.settings import Settings
+from skillserve.settings.section import Section
 from skillserve.tensors import Role
 from skillserve_client.batch.direct import DirectInference, ModelsOfRepository
 from skillserve_client.batch.embed import EmbedJob
@@ -23,6 +24,8 @@ from skillserve_client.triton import Triton
 from skillserve_client.wire import Describing, Inference, ServedModel
 
 __all__ = ["Order", "opened_inference"]
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +45,8 @@ class Order:
 
     def with_whole_paths(self) -> Self:
         """The same for a process that runs in another folder."""
-        index = self.settings.index
-        return self._with_index(models=index.models.absolute(), bundles=index.bundles.absolute())
+        index, client = _with_whole_paths(self.settings.index), _with_whole_paths(self.settings.client)
+        return replace(self, settings=self.settings.model_copy(update={"index": index, "client": client}))
 
     def described(self) -> tuple[Self, Job[Any, Any], Mapping[Role, ServedModel]]:
         """The order for others, the job, and the models it will meet; nothing is left open.
@@ -104,6 +107,11 @@ class Order:
             return job
 
         return checked, tuple(job.digests), bundle
+
+
+def _with_whole_paths(section: S) -> S:
+    """Every path of a section, those to come included, so that none is left out."""
+    return section.model_copy(update={name: value.absolute() for name, value in section if isinstance(value, Path)})
 
 
 @contextmanager

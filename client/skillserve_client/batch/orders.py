@@ -17,7 +17,8 @@ from skillserve_client.batch.engine import Engine
 from skillserve_client.batch.jobs import Job
 from skillserve_client.batch.pairs import PairsJob
 from skillserve_client.batch.rank import RankJob
-from skillserve_client.bundle import Bundle, open_bundle
+from skillserve_client.bundle import Bundle, open_bundle, read_pinned
+from skillserve_client.doors import require_shared
 from skillserve_client.models import read_sources
 from skillserve_client.search import check_models
 from skillserve_client.triton import Triton
@@ -52,8 +53,11 @@ class Order:
         """The order for others, the job, and the models it will meet; nothing is left open.
 
         In the order for others the bundle is the version that is live now, whatever CURRENT says when they open it.
-        Raises BundleError, RepositoryError, ServerError.
+        Raises BundleError, RepositoryError, ServerError, and ConfigError for an index that others could not open.
         """
+        if self.job != "embed":
+            index = self.settings.index
+            require_shared(read_pinned(index.bundles)[1].collection, index)
         make, roles, bundle = self._plan()
         order = self._with_index(bundles=bundle.folder) if bundle else self
         if self.computes_with == "direct":

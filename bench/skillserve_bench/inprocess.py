@@ -11,6 +11,7 @@ import onnxruntime
 
 from skillserve.errors import RepositoryError
 from skillserve.graph_file import check_graph
+from skillserve.machine import threads_for_all_cores
 from skillserve.tensors import INPUT_IDS, MODEL_NAMES, OUTPUT_NAMES, SEQ_END, SEQ_LENS, TOK_END, Ids, Role, pack
 from skillserve_client.configuration import read_configuration, served_version
 from skillserve_client.wire import Floats, ServedModel, encode
@@ -112,7 +113,7 @@ def _options(config: Any) -> onnxruntime.SessionOptions:  # noqa: ANN401 - proto
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = _LEVELS[config.optimization.graph.level]
-    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0"))
+    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0")) or threads_for_all_cores()
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", "0"))
     if parameters.get("execution_mode") == "1":
         options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL

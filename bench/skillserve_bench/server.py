@@ -34,7 +34,7 @@ class Server:
     client: ClientSettings
     """How it is reached: its address, and whether the connection is encrypted."""
     version: str
-    """As `Triton 2.51.0 (embedded)`."""
+    """As `Triton 2.51.0 (embedded)`; with what it was tuned by, where nobody asked for that here."""
     pid: int | None
     """Its process; None for a server that was not started here."""
 
@@ -83,7 +83,20 @@ def started_server(repository: Path, *, tuning: Tuning | None = None) -> Iterato
             told.seek(0)
             raise _failure(repository, ready, told.read().decode(errors="replace"))
         kind, version = ready["server"]["kind"], ready["server"]["version"]
+        if unasked := _unasked(ready, tuning):
+            talk(f"NOTE: this server is not as its models were exported, nor as this command asks: {unasked}.")
+            kind = f"{kind}, set by a configuration file or the environment: {unasked}"
         yield Server(client=ClientSettings(url=ready["grpc"]), version=f"Triton {version} ({kind})", pid=ready["pid"])
+
+
+def _unasked(ready: dict[str, Any], tuning: Tuning | None) -> str:
+    """What a server that is ready was tuned by besides what it was started for, as it says itself; empty if nothing.
+
+    It reads skillserve.toml and `SKILLSERVE_SERVE_*` like any other, and whoever reads a report sees neither.
+    """
+    asked = tuning.changes if tuning else {}
+    found = {"profile": ready["profile"], **ready["tuning"]}
+    return ", ".join(f"{name} {value}" for name, value in found.items() if value not in {None, asked.get(name)})
 
 
 def _free_ports(num: int) -> list[int]:

@@ -6,8 +6,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from skillserve.settings.client import TLS_FIELDS
 from skillserve_bench.child import first_event, stop, terminable
 from skillserve_client import Triton
 
-__all__ = ["Server", "given_server", "started_server"]
+__all__ = ["Server", "given_server", "is_name_of_several", "started_server"]
 
 _START_S = 150
 """Longer than `serve` itself waits, so that its own error arrives."""
@@ -47,6 +48,18 @@ class Server:
         """A client's settings, with this server's address and encryption."""
         ours = {name: getattr(self.client, name) for name in ("url", *TLS_FIELDS)}
         return (client or ClientSettings()).model_copy(update=ours)
+
+
+def is_name_of_several(url: str) -> bool:
+    """Whether a DNS name stands for several servers: one may then answer what another is asked."""
+    if "," in url:
+        return False  # a list, of which each is asked
+    host, _, port = url.rpartition(":")
+    with suppress(OSError):
+        found = {(family, address[0]) for family, *_, address in socket.getaddrinfo(host.strip("[]"), int(port))}
+        # One server may have an address of either kind.
+        return max(Counter(family for family, _ in found).values()) > 1
+    return False  # whoever dials it will say so
 
 
 def given_server(settings: ClientSettings) -> Server:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["num_cores", "processor", "threads_for_all_cores"]
+__all__ = ["num_cores", "num_gpus", "processor", "threads_for_all_cores"]
 
 _ROOT = Path("/")
 
@@ -29,6 +31,19 @@ def threads_for_all_cores(root: Path = _ROOT) -> int:
     """
     cores = num_cores(root)
     return cores if cores < _num_allowed() else 0
+
+
+def num_gpus(root: Path = _ROOT, environ: Mapping[str, str] | None = None) -> int:
+    """GPUs of NVIDIA's that this process may use: their device files, which a container has of its own GPUs alone.
+
+    `CUDA_VISIBLE_DEVICES` may name fewer; from the first name that is none of them on, CUDA sees no more.
+    """
+    devices = [path for path in (root / "dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
+    named = (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return len(devices)
+    visible = itertools.takewhile(lambda name: name.strip() not in {"", "-1", "NoDevFiles"}, named.split(","))
+    return min(len(devices), len(list(visible)))
 
 
 def processor() -> str:

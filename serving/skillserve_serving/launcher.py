@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from skillserve.console import talk
 from skillserve.errors import ConfigError, RepositoryError, ServerError, ServerStartError
+from skillserve.machine import num_gpus
 from skillserve.settings import ServeSettings
 from skillserve.tensors import DIGEST_PARAMETER, MODEL_NAMES
 from skillserve_serving import guard
@@ -76,9 +77,10 @@ class Triton:
         self.models: tuple[ServedModel, ...] = read_repository(
             settings.repository, max_graph_gib=settings.max_graph_gib
         )
-        found = tuned(settings, self.models)
-        self.tuning, self.told = found.tuning, found.told
         self.installation: Installation = find_installation(settings.tritonserver)
+        # Our own backend computes on the CPU, whatever there is.
+        found = tuned(settings, self.models, gpus=num_gpus() if self.installation.stub is None else 0)
+        self.tuning, self.told = found.tuning, found.told
         self.version = ""
         """Of the running server, as `2.51.0`."""
         self._address = resolve(settings.host)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from skillserve.machine import num_cores, threads_for_all_cores
+from skillserve.machine import num_cores, num_gpus, threads_for_all_cores
 
 ALLOWED = 16
 
@@ -95,3 +95,12 @@ def test_a_process_that_may_run_on_few_cores_has_no_more(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
     root = write(tmp_path, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "800000 100000"})
     assert (num_cores(root), threads_for_all_cores(root)) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("named", "gpus"), [(None, 3), ("", 0), ("-1", 0), ("1", 1), ("0,2", 2), ("0,-1,2", 1), ("GPU-8f,GPU-9a", 2)]
+)
+def test_gpus_are_those_that_are_there_and_visible(tmp_path: Path, named: str | None, gpus: int) -> None:
+    write(tmp_path, dict.fromkeys(("dev/nvidia0", "dev/nvidia1", "dev/nvidia2", "dev/nvidiactl", "dev/nvidia-uvm"), ""))
+    assert num_gpus(tmp_path, {} if named is None else {"CUDA_VISIBLE_DEVICES": named}) == gpus
+    assert num_gpus(tmp_path / "elsewhere", {}) == 0

@@ -70,7 +70,7 @@ def varied(sample_data: Path, tmp_path: Path) -> Path:
     (folder / "queries").mkdir(parents=True)
     for part in ("skills", "qrels"):
         (folder / part).symlink_to((sample_data / part).resolve())
-    requests = ({"id": str(i), "query": " ".join(rng.choice(words, size=8))} for i in range(2_000))
+    requests = ({"id": str(i), "query": " ".join(rng.choice(words, size=8))} for i in range(8_000))
     (folder / "queries" / "test.jsonl").write_text("".join(json.dumps(each) + "\n" for each in requests))
     return folder
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from skillserve.errors import ConfigError
 from skillserve.settings import Settings
 from skillserve.settings.client import TLS_FIELDS
 from skillserve_bench.environment import Environment, portable_command
@@ -40,16 +41,25 @@ def report_files(out: Sequence[Path] | None) -> tuple[Path, ...]:
 
 
 def conclude(
-    findings: Findings, environment: Environment, files: Sequence[Path], notes: Sequence[str] | None, *, as_json: bool
+    findings: Findings,
+    environment: Environment,
+    files: Sequence[Path],
+    notes: Sequence[str] | None,
+    *,
+    as_json: bool,
+    failure: ConfigError | None = None,
 ) -> None:
-    """Deliver the report; exit 1 if the answers were wrong. The environment is that of the beginning."""
+    """Deliver the report; exit 1 if the answers were wrong. The environment is that of the beginning.
+
+    A `failure` to write something else is raised when the report is delivered.
+    """
     report = Report(
         findings=findings,
         environment=environment,
         command=portable_command(sys.argv[1:]),
         notes=tuple(notes or ()),
     )
-    deliver(report, files=files, as_json=as_json)
+    deliver(report, files=files, as_json=as_json, failure=failure)
     if not findings.passed:
         raise typer.Exit(1)
 

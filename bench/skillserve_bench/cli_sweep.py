@@ -13,10 +13,12 @@ from skillserve.recommendation import write_recommendation
 from skillserve.settings import Settings
 from skillserve_bench.cli_reports import Note, Out, conclude, report_files
 from skillserve_bench.environment import observe
-from skillserve_bench.report import require_place
+from skillserve_bench.report import require_place, unwritten
 from skillserve_bench.scenarios.sweep import measure_sweep
 
 __all__ = ["sweep"]
+
+_RECOMMENDATION = {"what": "recommendation", "option": "--recommend-to"}
 
 
 @with_settings(
@@ -44,14 +46,16 @@ def sweep(
     """Measure a grid of settings: quality against latency and throughput, Pareto fronts, a recommendation."""
     files = report_files(out)
     if recommend_to:
-        require_place(recommend_to, option="--recommend-to")
+        require_place(recommend_to, **_RECOMMENDATION)
     environment = observe(("hdrhistogram", "grpcio"))
     found = measure_sweep(repository, data, settings=settings, environment=environment)
-    try:
-        if recommend_to and found.recommendation:
+    failure = None
+    if recommend_to and found.recommendation:
+        try:
             write_recommendation(recommend_to, found.recommendation)
             talk(f"Recommendation written to {recommend_to}")
-        elif recommend_to:
-            talk(f"Nothing can be recommended, see the report: {recommend_to} is not written.")
-    finally:
-        conclude(found.findings, environment, files, note, as_json=as_json)
+        except OSError as error:
+            failure = unwritten(recommend_to, error, **_RECOMMENDATION)
+    elif recommend_to:
+        talk(f"Nothing can be recommended, see the report: {recommend_to} is not written.")
+    conclude(found.findings, environment, files, note, as_json=as_json, failure=failure)

@@ -12,6 +12,7 @@ import onnxruntime
 
 from skillserve.errors import RepositoryError
 from skillserve.graph_file import check_graph
+from skillserve.machine import threads_for_all_cores
 from skillserve.tensors import (
     INPUT_IDS,
     MODEL_NAMES,
@@ -135,7 +136,7 @@ def _options(config: Any) -> onnxruntime.SessionOptions:  # noqa: ANN401 - proto
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = _LEVELS[config.optimization.graph.level]
-    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0"))
+    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0")) or threads_for_all_cores()
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", "0"))
     if parameters.get("execution_mode") == "1":
         options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL

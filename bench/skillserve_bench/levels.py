@@ -12,13 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from skillserve.console import talk
 from skillserve.errors import RepositoryError
 from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
 from skillserve.skillfile import read_skills, split_file
 from skillserve.tensors import MODEL_NAMES, Role
 from skillserve_bench.load.target import InferTarget, SearchTarget
 from skillserve_bench.measurement import Contender
-from skillserve_bench.server import Server
+from skillserve_bench.server import Server, is_name_of_several
 from skillserve_bench.supply import Supply, Texts, TextSupply, embedder_supply, read_texts, reranker_supply
 from skillserve_client import Triton, build_bundle
 from skillserve_client.doors import withdraw_collection
@@ -105,6 +106,11 @@ class Lines:
         self, name: str, target: InferTarget | SearchTarget, supply: Supply | TextSupply, roles: tuple[Role, ...]
     ) -> Contender:
         statistics = {role: partial(self._triton.statistics, role) for role in roles}
+        if is_name_of_several(self._server.url):
+            talk(
+                f"{self._server.url} is a name of several servers: their own statistics are left out, name them by IP."
+            )
+            statistics = {}
         return Contender(name=name, target=target, supply=supply, server_pid=self._server.pid, statistics=statistics)
 
 

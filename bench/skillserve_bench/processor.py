@@ -59,6 +59,7 @@ class Meter:
 
     def usage(self, *, load_s: float = 0.0) -> Usage:
         """Shares since the meter was made; `load_s` are the processor seconds of load processes, the client's too."""
+        # All cores, whatever this process may use of them, for the busy time of all is what it is divided by.
         available_s = (time.perf_counter() - self._begin) * (os.cpu_count() or 1)
         client_s = time.process_time() - self._client_s + load_s
         if self._server_pid is None:

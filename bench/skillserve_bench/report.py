@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ __all__ = [
     "markdown",
     "require_place",
     "terminal_table",
+    "unwritten",
 ]
 
 
@@ -100,18 +103,17 @@ class Report:
         }
 
 
-def deliver(report: Report, *, files: Sequence[Path], as_json: bool) -> None:
+def deliver(report: Report, *, files: Sequence[Path], as_json: bool, failure: ConfigError | None = None) -> None:
     """Print a report on stdout, and write it where `--out` says, in the form that the file's ending names.
 
     If a file cannot be written, the other ones are, the whole report goes to stdout as JSON, so that no measurement
-    is lost, and the first error is raised.
+    is lost, and the first error is raised. So it is with a `failure` to write something that the report has, too.
     """
-    failure = None
     for file in files:
         try:
             write_text(file, _FORMS[file.suffix](report))
         except OSError as error:
-            failure = failure or _unwritten(file, error)
+            failure = failure or unwritten(file, error)
         else:
             talk(f"Report written to {file}")
     if as_json and failure:
@@ -140,19 +142,22 @@ def check_files(files: Sequence[Path]) -> None:
         require_place(file)
 
 
-def require_place(file: Path, *, option: str = "--out") -> None:
+def require_place(file: Path, *, what: str = "report", option: str = "--out") -> None:
     """Raise ConfigError, in the name of an option, where a file cannot be written."""
     try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=file.parent) as trial:
             trial.write(b"report")
     except OSError as error:
-        raise _unwritten(file, error, option) from error
+        raise unwritten(file, error, what=what, option=option) from error
 
 
-def _unwritten(file: Path, error: OSError, option: str = "--out") -> ConfigError:
+def unwritten(file: Path, error: OSError, *, what: str = "report", option: str = "--out") -> ConfigError:
+    """The error for a file that could not be written, in the name of the option that names it."""
     return ConfigError(
-        f"report `{file}`",
+        f"{what} `{file}`",
         got=error.strerror or str(error),
         wanted="room and permission to write it",
         fix=f"Name another place with {option}, or make room.",

@@ -6,8 +6,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from skillserve.settings.client import TLS_FIELDS
 from skillserve_bench.child import first_event, stop, terminable
 from skillserve_client import Triton
 
-__all__ = ["Server", "given_server", "started_server"]
+__all__ = ["Server", "given_server", "is_name_of_several", "started_server"]
 
 _START_S = 150
 """Longer than `serve` itself waits, so that its own error arrives."""
@@ -34,7 +35,7 @@ class Server:
     client: ClientSettings
     """How it is reached: its address, and whether the connection is encrypted."""
     version: str
-    """As `Triton 2.51.0 (embedded)`."""
+    """As `Triton 2.51.0 (embedded)`; with what it was tuned by, where nobody asked for that here."""
     pid: int | None
     """Its process; None for a server that was not started here."""
 
@@ -47,6 +48,18 @@ class Server:
         """A client's settings, with this server's address and encryption."""
         ours = {name: getattr(self.client, name) for name in ("url", *TLS_FIELDS)}
         return (client or ClientSettings()).model_copy(update=ours)
+
+
+def is_name_of_several(url: str) -> bool:
+    """Whether a DNS name stands for several servers: one may then answer what another is asked."""
+    if "," in url:
+        return False  # a list, of which each is asked
+    host, _, port = url.rpartition(":")
+    with suppress(OSError):
+        found = {(family, address[0]) for family, *_, address in socket.getaddrinfo(host.strip("[]"), int(port))}
+        # One server may have an address of either kind.
+        return max(Counter(family for family, _ in found).values()) > 1
+    return False  # whoever dials it will say so
 
 
 def given_server(settings: ClientSettings) -> Server:
@@ -83,7 +96,20 @@ def started_server(repository: Path, *, tuning: Tuning | None = None) -> Iterato
             told.seek(0)
             raise _failure(repository, ready, told.read().decode(errors="replace"))
         kind, version = ready["server"]["kind"], ready["server"]["version"]
+        if unasked := _unasked(ready, tuning):
+            talk(f"NOTE: this server is not as its models were exported, nor as this command asks: {unasked}.")
+            kind = f"{kind}, set by a configuration file or the environment: {unasked}"
         yield Server(client=ClientSettings(url=ready["grpc"]), version=f"Triton {version} ({kind})", pid=ready["pid"])
+
+
+def _unasked(ready: dict[str, Any], tuning: Tuning | None) -> str:
+    """What a server that is ready was tuned by besides what it was started for, as it says itself; empty if nothing.
+
+    It reads skillserve.toml and `SKILLSERVE_SERVE_*` like any other, and whoever reads a report sees neither.
+    """
+    asked = tuning.changes if tuning else {}
+    found = {"profile": ready["profile"], **ready["tuning"]}
+    return ", ".join(f"{name} {value}" for name, value in found.items() if value not in {None, asked.get(name)})
 
 
 def _free_ports(num: int) -> list[int]:

@@ -45,7 +45,7 @@ from skillserve_client.tokens import embedder_tokens, reranker_tokens
 from skillserve_client.vectors import VectorIndex
 from skillserve_client.verified import REBUILD, damaged, read_manifest, read_verified
 
-__all__ = ["Bundle", "open_bundle", "read_files"]
+__all__ = ["Bundle", "open_bundle", "read_files", "read_pinned"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +87,13 @@ def open_bundle(path: Path, *, index: IndexSettings | None = None) -> Bundle:
     The version that is opened is pinned. Only through CURRENT is the manifest itself verified; a version folder
     opened directly is checked against its own manifest.
     """
+    folder, manifest = read_pinned(path)
+    contents = {name: read_verified(folder / name, entry) for name, entry in manifest.files.items()}
+    return _assemble(folder, manifest, contents, index)
+
+
+def read_pinned(path: Path) -> tuple[Path, Manifest]:
+    """What `open_bundle` would open: the folder of that version and its manifest; raises BundleError."""
     pointer_file = path / CURRENT
     anchor: Pointer | None = None
     folder = path
@@ -103,9 +110,7 @@ def open_bundle(path: Path, *, index: IndexSettings | None = None) -> Bundle:
             ) from error
     except (OSError, ValueError) as error:
         raise damaged(pointer_file, str(error).splitlines()[0], "`<version> <sha256 of its manifest>`") from error
-    manifest = read_manifest(folder / MANIFEST_FILE, anchor)
-    contents = {name: read_verified(folder / name, entry) for name, entry in manifest.files.items()}
-    return _assemble(folder, manifest, contents, index)
+    return folder, read_manifest(folder / MANIFEST_FILE, anchor)
 
 
 def _assemble(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from skillserve.config import ENV_PREFIX
 from skillserve.console import talk
-from skillserve.errors import SkillserveError
+from skillserve.errors import ConfigError, SkillserveError
 from skillserve.lazy import load_target
 from skillserve.settings import IndexSettings
 from skillserve_client.index import FlatIndex
@@ -21,7 +21,11 @@ from skillserve_client.vectors import Identity, VectorIndex
 if TYPE_CHECKING:
     from skillserve_client.milvus import MilvusStore
 
-__all__ = ["Draft", "drafted", "drop_collection", "open_collection", "withdraw_collection"]
+__all__ = ["Draft", "drafted", "drop_collection", "open_collection", "require_shared", "withdraw_collection"]
+
+
+_LOCAL = ".db"
+"""How an address ends that is a file of Milvus Lite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,19 @@ def open_collection(collection: Collection, identity: Identity, settings: IndexS
         store.close()
         raise
     return store.index(collection.name, identity, published=True)
+
+
+def require_shared(collection: Collection | None, settings: IndexSettings) -> None:
+    """Refuse an index that this process alone could open where others are to open it, too; raises ConfigError."""
+    if collection is None or not (settings.uri or "").endswith(_LOCAL):
+        return
+    raise ConfigError(
+        "setting index.uri with --engine ray",
+        got=f"`{settings.uri}`, a local file of Milvus Lite, which one process at a time may hold",
+        wanted="an index that every worker can open",
+        fix="Take --engine direct or --engine server, or build the bundle for a Milvus that runs by itself "
+        "(--uri http://host:19530) or for FAISS: skillserve index CATALOGUE --kind faiss",
+    )
 
 
 def drop_collection(name: str, settings: IndexSettings) -> None:

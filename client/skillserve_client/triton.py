@@ -186,12 +186,18 @@ class Triton:
         return np.concatenate(parts)
 
     def statistics(self, role: Role) -> Statistics:
-        """Totals of a model since the server started."""
+        """Totals of a model since the server started, of a list of replicas their sum.
+
+        Raises ServerError where one of them does not answer: two sums of different servers have no difference. Behind
+        a DNS name of several, whichever is its turn answers.
+        """
         deadline, left = self._requests.moment(None), self._requests.remaining
         name = MODEL_NAMES[role]
-        return Statistics.from_message(
-            self._call(lambda: self._client.get_inference_statistics(name, client_timeout=left(deadline)), deadline)
-        )
+
+        def ask(client: blocking.InferenceServerClient) -> Any:  # noqa: ANN401 -- protobuf's
+            return self._call(lambda: client.get_inference_statistics(name, client_timeout=left(deadline)), deadline)
+
+        return Statistics.from_messages([ask(client) for client in self._replicas or [self._client]])
 
     def server(self) -> str:
         """Name and version of the server, such as `triton 2.51.0`."""
@@ -316,11 +322,13 @@ class AsyncTriton:
         """As `Triton.statistics`."""
         deadline, left = self._requests.moment(None), self._requests.remaining
         name = MODEL_NAMES[role]
-        return Statistics.from_message(
-            await self._call(
-                lambda: self._open()[0].get_inference_statistics(name, client_timeout=left(deadline)), deadline
+
+        async def ask(client: waiting.InferenceServerClient) -> Any:  # noqa: ANN401 -- protobuf's
+            return await self._call(
+                lambda: client.get_inference_statistics(name, client_timeout=left(deadline)), deadline
             )
-        )
+
+        return Statistics.from_messages([await ask(client) for client in self._open()[1:] or self._open()])
 
     async def server(self) -> str:
         """As `Triton.server`."""

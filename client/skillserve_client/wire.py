@@ -6,7 +6,7 @@ Shape legend: B sequences of one request, L the longest of them, T their tokens,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self
 
@@ -183,9 +183,9 @@ class Statistics:
         )
 
     @classmethod
-    def from_message(cls, message: Any) -> Self:  # noqa: ANN401 -- protobuf's, which only one module may import
-        """Sum a statistics message over the versions of its model."""
-        rows = message.model_stats
+    def from_messages(cls, messages: Iterable[Any]) -> Self:  # protobuf's, which only one module may import
+        """Sum statistics messages, one of each server, over the versions of their model."""
+        rows = [row for message in messages for row in message.model_stats]
         sizes: Counter[int] = Counter()
         for row in rows:
             sizes.update({int(batch.batch_size): int(batch.compute_infer.count) for batch in row.batch_stats})

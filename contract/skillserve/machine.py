@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["num_cores", "processor"]
+__all__ = ["num_cores", "num_gpus", "processor", "threads_for_all_cores"]
+
+_ROOT = Path("/")
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+def num_cores(root: Path = _ROOT) -> int:
+    """Cores that this process may use: those it may run on, or fewer where a control group bounds its time.
+
+    A bound of 2.5 cores counts as 2: a thread too many does not gain half a core, it makes the kernel stop all of them
+    for the rest of a period. `root` is where the kernel's files are.
+    """
+    allowed, bound = _num_allowed(), _bound(root)
+    return allowed if bound is None else min(allowed, bound)
+
+
+def threads_for_all_cores(root: Path = _ROOT) -> int:
+    """What a library is given that shall use all cores: 0, its own count, unless a control group allows fewer.
+
+    ONNX Runtime counts the machine's cores, whatever time its container has on them.
+    """
+    cores = num_cores(root)
+    return cores if cores < _num_allowed() else 0
+
+
+def num_gpus(root: Path = _ROOT, environ: Mapping[str, str] | None = None) -> int:
+    """GPUs of NVIDIA's that this process may use: their device files, which a container has of its own GPUs alone.
+
+    `CUDA_VISIBLE_DEVICES` may name fewer; from the first name that is none of them on, CUDA sees no more.
+    """
+    devices = [path for path in (root / "dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
+    named = (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return len(devices)
+    visible = itertools.takewhile(lambda name: name.strip() not in {"", "-1", "NoDevFiles"}, named.split(","))
+    return min(len(devices), len(list(visible)))
 
 
 def processor() -> str:
@@ -21,3 +53,48 @@ def processor() -> str:
         if key.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
+
+
+def _num_allowed() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _bound(root: Path) -> int | None:
+    """Whole cores that the tightest of this process's control groups allows; None where none bounds it.
+
+    Both versions as the kernel documents them, Documentation/admin-guide/cgroup-v2.rst (`cpu.max`) and
+    Documentation/scheduler/sched-bwc.rst (`cpu.cfs_quota_us`).
+    """
+    bounds = [quota / period for folder in _groups(root) for quota, period in (_quota_and_period(folder),) if quota > 0]
+    return max(1, int(min(bounds))) if bounds else None
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """Folders of this process's control groups that may bound its time, each with all above it, which bind as well.
+
+    A container is often told the name that its group has outside, and finds the group itself at the root; folders that
+    are not there are passed over by whoever reads them.
+    """
+    mount = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, name = line.split(":", 2)
+        if number == "0" or "cpu" in controllers.split(","):
+            # Version 2 has one tree; of version 1, `cpu` is a link where the tree has several names in some order.
+            for top in (mount,) if number == "0" else (mount / controllers, mount / "cpu"):
+                group = top / name.strip("/")
+                yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
+
+
+def _quota_and_period(group: Path) -> tuple[float, float]:
+    """Time on cores in each period, both in microseconds; no time where there is no bound."""
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((group / file).read_text(encoding="ascii") for file in files).split()
+            return float(quota), float(period)
+        except (OSError, ValueError):  # not there, of another version, or `max`
+            continue
+    return 0.0, 1.0

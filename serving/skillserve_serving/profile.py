@@ -1,4 +1,4 @@
-"""What `serve --profile` sets: what a sweep found best on this machine, else what the number of cores suggests.
+"""What `serve --profile` sets: what a sweep found best on this machine, else what its cores, or its GPUs, suggest.
 
 A setting that a user gave, in whichever way, is never touched.
 """
@@ -22,7 +22,7 @@ from skillserve.settings import ServeSettings
 from skillserve.settings.serving import Profile
 from skillserve_serving.repository import ServedModel
 
-__all__ = ["Tuned", "built_in", "tuned"]
+__all__ = ["Tuned", "built_in", "built_in_for_gpus", "tuned"]
 
 _THREADS_OF_AN_INSTANCE = 4
 
@@ -49,8 +49,17 @@ def built_in(profile: Profile, cores: int) -> Tuning:
     return Tuning(num_instances=cores // threads, num_threads=threads, max_queue_delay_microseconds=0)
 
 
-def tuned(settings: ServeSettings, models: Sequence[ServedModel]) -> Tuned:
-    """What to serve these models with.
+def built_in_for_gpus() -> Tuning:
+    """Defaults where models run on GPUs; not verified on hardware.
+
+    Triton counts instances for each GPU, and each holds the weights again. One has its whole GPU, for which cores say
+    nothing, so its threads stay as exported; whether a second one gains more than its memory costs is for a sweep.
+    """
+    return Tuning(num_instances=1, max_queue_delay_microseconds=0)
+
+
+def tuned(settings: ServeSettings, models: Sequence[ServedModel], *, gpus: int = 0) -> Tuned:
+    """What to serve these models with, on a server that finds so many GPUs.
 
     Raises ConfigError for a file that is no recommendation, or a recommendation without a profile, and ContractError
     for one of other models or of a machine with another number of cores. One that merely stands in the repository is
@@ -76,12 +85,11 @@ def tuned(settings: ServeSettings, models: Sequence[ServedModel]) -> Tuned:
             advice, told = _recommended(path, settings.profile, models)
         except (ConfigError, ContractError) as error:
             told = [f"WARNING: {path} is passed over: got {error.got}; wanted {error.wanted}. {error.fix}"]
-    cores = num_cores()
-    chosen = built_in(settings.profile, cores) if advice is None else advice.serve
+    chosen, reason = (advice.serve, "") if advice else _built_in(settings.profile, models, gpus)
     kept = {name: value for name, value in chosen.changes.items() if name not in settings.model_fields_set}
     if advice is None:
         told.append(
-            f"Profile {settings.profile}: {_words(kept)}, by the number of cores ({cores}); nothing was measured. "
+            f"Profile {settings.profile}: {_words(kept)}, {reason}; nothing was measured. "
             "Measure: skillserve bench sweep --repository FOLDER --data DATA --recommend-to FILE"
         )
     else:
@@ -92,6 +100,16 @@ def tuned(settings: ServeSettings, models: Sequence[ServedModel]) -> Tuned:
     if given := {name: value for name, value in asked.changes.items() if name in chosen.changes}:
         told.append(f"Not taken from the profile, since they were set: {_words(given)}.")
     return Tuned(tuning=asked.model_copy(update=kept), told=tuple(told))
+
+
+def _built_in(profile: Profile, models: Sequence[ServedModel], gpus: int) -> tuple[Tuning, str]:
+    """The defaults, and what they follow from."""
+    from skillserve_serving.tuning import runs_on_gpus  # Triton's message is needed for nothing else here
+
+    if gpus and any(runs_on_gpus(model) for model in models):
+        return built_in_for_gpus(), f"on each of the GPUs ({gpus}), which is not verified on hardware"
+    cores = num_cores()
+    return built_in(profile, cores), f"by the number of cores ({cores})"
 
 
 def _recommended(path: Path, profile: Profile, models: Sequence[ServedModel]) -> tuple[Advice, list[str]]:

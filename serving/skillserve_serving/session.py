@@ -9,6 +9,7 @@ import onnxruntime
 
 from skillserve.errors import RepositoryError
 from skillserve.graph_file import check_graph
+from skillserve.machine import threads_for_all_cores
 from skillserve_serving.ragged import Feeds, Graph, Rows, join
 from skillserve_serving.spec import ModelSpec, SessionSpec
 
@@ -48,7 +49,7 @@ def open_graph(spec: ModelSpec, version_folder: Path) -> Graph:
 def _options(spec: SessionSpec) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = _LEVELS[spec.graph_level]
-    options.intra_op_num_threads = spec.intra_op_thread_count
+    options.intra_op_num_threads = spec.intra_op_thread_count or threads_for_all_cores()
     options.inter_op_num_threads = spec.inter_op_thread_count
     if spec.parallel:
         options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from skillserve.errors import ServerError, ServerUnreachable, SkillserveError
+from skillserve_serving.commandline import STOP_GRACE_S
 from skillserve_serving.health import Finding
-from skillserve_serving.launcher import STOP_GRACE_S, Triton
+from skillserve_serving.launcher import Triton
 from skillserve_serving.repository import ServedModel
 
 __all__ = ["Event", "Limits", "Supervisor"]

@@ -19,7 +19,7 @@ from skillserve.recommendation import ServedAs, Tuning
 from skillserve.tensors import EXECUTION_TOKENS_PARAMETER, LAYOUT_PARAMETER, PRECISION_PARAMETER
 from skillserve_serving.repository import CONFIG_FILE, ServedModel
 
-__all__ = ["lay_out_model", "served_as", "tune"]
+__all__ = ["lay_out_model", "runs_on_gpus", "served_as", "tune"]
 
 _THREADS = "intra_op_thread_count"
 _PLAN = "tensorrt_plan"
@@ -69,6 +69,12 @@ def tune(config: Any, tuning: Tuning) -> None:  # noqa: ANN401 -- protobuf messa
         config.max_batch_size = tuning.max_batch_size
     if tuning.max_queue_delay_microseconds is not None:
         config.dynamic_batching.max_queue_delay_microseconds = tuning.max_queue_delay_microseconds
+
+
+def runs_on_gpus(model: ServedModel) -> bool:
+    """Whether Triton puts a model on GPUs if it finds some: unless its configuration asks for the CPU."""
+    groups = _read(model).instance_group
+    return not groups or any(group.kind in {group.KIND_AUTO, group.KIND_GPU} for group in groups)
 
 
 def served_as(model: ServedModel) -> ServedAs:

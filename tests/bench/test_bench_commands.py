@@ -178,9 +178,16 @@ def test_batch_scoring_is_measured_and_killed(
 
 @pytest.mark.e2e
 def test_what_is_served_ranks_as_sentence_transformers_does(
-    capsys: pytest.CaptureFixture[str], packed: Path, stock_embedder: Path, sample_data: Path
+    capsys: pytest.CaptureFixture[str],
+    packed: Path,
+    stock_embedder: Path,
+    sample_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A server that the environment tunes says so in the report, for it is not the one that was exported."""
+    monkeypatch.setenv("SKILLSERVE_SERVE_NUM_THREADS", "1")
     code, found = run(capsys, "quality", "--data", sample_data, "--weights", stock_embedder, "--repository", packed)
     assert code == 0, found
+    assert found["server"].endswith("(embedded, set by a configuration file or the environment: num_threads 1)")
     assert found["figures"]["top_10_overlap"] > 0.99
     assert found["figures"]["num_requests"] > 0

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from skillserve.errors import ConfigError
+from skillserve.machine import num_cores
 from skillserve_bench.environment import Environment, observe, portable_command
 from skillserve_bench.processor import Meter, Usage
 from skillserve_bench.report import Findings, Report, Table, cores, deliver, markdown
@@ -129,7 +130,7 @@ def test_the_command_of_a_report_names_no_disk_of_its_author() -> None:
 def test_the_environment_is_this_machine_today() -> None:
     seen = observe(["tokenizers", "no-such-package"])
     assert seen.processor
-    assert seen.num_cores == len(os.sched_getaffinity(0))
+    assert seen.num_cores == num_cores()
     assert seen.memory_gib > 0
     assert seen.packages["numpy"] == np.__version__
     assert seen.packages["no-such-package"] == "not installed"

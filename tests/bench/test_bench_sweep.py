@@ -16,9 +16,11 @@ from skillserve.config import load_settings
 from skillserve.errors import ConfigError, UsageError
 from skillserve.recommendation import Asking, ServedAs, Tuning, read_recommendation
 from skillserve.settings import BenchSettings, ClientSettings, ExportSettings, ServeSettings, SweepSettings
+from skillserve_bench import cli_sweep
 from skillserve_bench.environment import observe
 from skillserve_bench.intervals import Estimate
 from skillserve_bench.peers.ranking import Ranking
+from skillserve_bench.scenarios.sweep import Sweep
 from skillserve_bench.sweep.choice import choose, front_of, recommendation_of
 from skillserve_bench.sweep.front import Standing, dominators, told_apart
 from skillserve_bench.sweep.grid import Host, Point, Subject, make_grid, names_apart
@@ -234,6 +236,32 @@ def test_what_keeps_a_sweep_from_beginning_is_told_before_a_server_is_started(
         capsys, "--repository", tmp_path, "--data", sample_data, "--recommend-to", tmp_path / "file" / "x"
     )
     assert (code, error["error"]) == (2, "ConfigError")
+    assert error["subject"] == f"recommendation `{tmp_path / 'file' / 'x'}`"
+    code, error = run(capsys, "--repository", tmp_path, "--data", sample_data, "--recommend-to", tmp_path)
+    assert (code, error["subject"]) == (2, f"recommendation `{tmp_path}`")
+
+
+def test_a_recommendation_that_finds_no_room_after_all_is_an_error_of_its_own_that_loses_no_figure(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a point failed, which alone would be exit 1."""
+    target, page = tmp_path / "recommendation.json", tmp_path / "sweep.json"
+    trials = [trial(1, 10.0, 30.0, 0.8), trial(2, 9.0, 9.0, 0.1, faults=["server: no"])]
+    recommendation = recommendation_of(trials, observe(), num_clients=4, quality_loss=0.01)
+    swept = Swept(
+        trials=trials, recommendation=recommendation, sweep=SweepSettings(), bench=BenchSettings(), data="108 skills."
+    )
+
+    def measured(*_: object, **__: object) -> Sweep:
+        target.mkdir()  # there was a place when the sweep began
+        return Sweep(findings=findings_of(swept), recommendation=recommendation)
+
+    monkeypatch.setattr(cli_sweep, "measure_sweep", measured)
+    code, error = run(capsys, "--repository", tmp_path, "--data", tmp_path, "--recommend-to", target, "--out", page)
+    assert code == error["exit_code"] == 2
+    assert error["subject"] == f"recommendation `{target}`"
+    assert "--recommend-to" in error["fix"]
+    assert error["figures"]["recommendation"] == json.loads(page.read_text())["figures"]["recommendation"] is not None
 
 
 @pytest.mark.e2e

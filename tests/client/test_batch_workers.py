@@ -88,6 +88,21 @@ class InProcess:
         return answer
 
 
+class Crowded(InProcess):
+    """A cluster that has cores for the first workers alone: whoever is hired in place of a dead one waits for ever."""
+
+    def call(self, worker: int, method: str, *arguments: Any) -> int:
+        """A call that is queued only where somebody is there to take it."""
+        number = super().call(worker, method, *arguments)
+        if worker >= self.num_workers:
+            self._queues[worker][1].clear()
+        return number
+
+    def num_free_cores(self) -> int:
+        """Somebody else took them."""
+        return 0
+
+
 @pytest.fixture
 def order(world: IndexSettings, wire_server: Any, tmp_path: Path) -> Order:
     wire_server.parameters = {"skillserve_max_sequence_tokens": "48"}
@@ -104,12 +119,18 @@ def order(world: IndexSettings, wire_server: Any, tmp_path: Path) -> Order:
 def carry_out(order: Order, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Summary]:
     """Score with workers that die as told; without them, alone."""
 
-    def run(out: Path, dies: Dies | None = None, num_workers: int = 2, order: Order = order) -> Summary:
+    def run(
+        out: Path,
+        dies: Dies | None = None,
+        num_workers: int = 2,
+        order: Order = order,
+        kind: type[InProcess] = InProcess,
+    ) -> Summary:
         spec = Spec(out=out, engine_name=order.computes_with, shard_rows=SHARD_ROWS)
         if dies is None:
             with order.opened() as (job, engine):
                 return Run(job, Alone(job, engine), spec).carry_out()
-        cluster = InProcess(dies, num_workers)
+        cluster = kind(dies, num_workers)
         monkeypatch.setattr(workers, "Cluster", lambda **_: cluster)
         try:
             for_workers, job, models = order.described()
@@ -167,6 +188,26 @@ def test_workers_that_die_before_they_begin_end_the_run(carry_out: Any, tmp_path
         carry_out(tmp_path / "crew", lambda _, what: what == "open")
 
 
+def test_a_run_whose_dead_workers_find_no_successor_ends_after_a_bounded_wait(
+    carry_out: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_LONGEST_START_S", 0.05)
+    with pytest.raises(ServerError, match=r"no worker in place of the dead after .*; 0 cores .*are kept"):
+        carry_out(tmp_path / "crew", lambda _, what: what == "4", kind=Crowded)
+    left = files_of(tmp_path / "crew")
+    assert left
+    assert carry_out(tmp_path / "crew").num_resumed == len(left)
+
+
+def test_a_run_is_never_without_workers_while_one_of_them_is_open(
+    carry_out: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_LONGEST_START_S", 0.0)
+    carry_out(tmp_path / "crew", lambda worker, what: worker == 1 and what != "open", kind=Crowded)
+    carry_out(tmp_path / "alone")
+    assert files_of(tmp_path / "crew") == files_of(tmp_path / "alone")
+
+
 def test_a_finished_job_starts_no_worker(
     carry_out: Any, order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +218,19 @@ def test_a_finished_job_starts_no_worker(
     for_workers, job, models = order.described()
     assert Run(job, workers.Workers(for_workers, models), spec).carry_out().num_resumed == NUM_SHARDS + 1
     assert cluster.num_begun == 0
+
+
+def test_an_order_that_travels_names_every_file_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker runs in another folder."""
+    files = {"tls_ca": Path("ca.pem"), "tls_certificate": Path("me.pem"), "tls_key": Path("me.key")}
+    folders = {"models": Path("models"), "bundles": Path("bundles")}
+    settings = Settings(client=ClientSettings(tls=True, **files), index=IndexSettings(**folders))
+    monkeypatch.chdir(tmp_path)
+    sent = Order(job="embed", sources=(), settings=settings).with_whole_paths().settings
+    assert {name: getattr(sent.client, name) for name in files} == {name: tmp_path / at for name, at in files.items()}
+    assert {name: getattr(sent.index, name) for name in folders} == {
+        name: tmp_path / at for name, at in folders.items()
+    }
 
 
 @pytest.fixture

@@ -228,6 +228,19 @@ def test_replicas_take_turns_and_one_that_dies_is_passed_over(kind: str, replica
     assert len(second.requests) == halves[1]
 
 
+def test_statistics_of_replicas_are_summed_and_one_that_is_silent_is_told(kind: str, replicas: Any) -> None:
+    """By turns, two looks at one load would be looks at two servers."""
+    settings = ClientSettings(url=",".join(server.url for server in replicas), max_request_tokens=32, timeout_s=2.0)
+    call(kind, settings, "infer", "embedder", SEQUENCES)
+    num_sent = sum(len(server.requests) for server in replicas)
+    for _ in range(2):
+        found = call(kind, settings, "statistics", "embedder")
+        assert (found.num_requests, found.num_executions, found.queue_ms) == (14, num_sent, 6.0)
+    replicas[1].stop()
+    with pytest.raises(ServerUnreachable):
+        call(kind, settings, "statistics", "embedder")
+
+
 def test_a_channel_of_grpcs_own_reaches_all_replicas(replicas: Any) -> None:
     """What a load generator sends through; asked until both were, which the second call may be too early for."""
 

@@ -303,7 +303,7 @@ def test_a_named_server_without_a_runtime_of_its_own_gets_ours_and_closes_its_co
         group, regions = server.pid or 0, regions_of(server)
     assert regions
     assert not any((SHARED_MEMORY / name).exists() for name in regions)
-    assert not group_is_alive(group)
+    assert soon(lambda: not group_is_alive(group))  # a killed stub takes its moment on a busy machine
 
 
 def test_the_embedded_server_is_never_exposed(repository: Path, toys: Any) -> None:

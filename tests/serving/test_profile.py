@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from skillserve import machine
@@ -30,7 +31,7 @@ from skillserve.recommendation import (
 from skillserve.settings import ServeSettings
 from skillserve_serving import tuning
 from skillserve_serving.launcher import Triton, running_server
-from skillserve_serving.profile import built_in, tuned
+from skillserve_serving.profile import built_in, built_in_for_gpus, tuned
 from skillserve_serving.repository import read_repository
 from skillserve_serving.tuning import lay_out_model, tune
 
@@ -77,6 +78,24 @@ def test_without_a_file_the_number_of_cores_decides_and_that_is_said(repository:
     found = tuned(settings(repository, profile="throughput"), read_repository(repository))
     assert found.tuning == built_in("throughput", machine.num_cores())
     assert "nothing was measured" in found.told[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "gpus", "on_gpus"),
+    [("KIND_AUTO", 2, True), ("KIND_GPU", 2, True), ("KIND_CPU", 2, False), ("KIND_AUTO", 0, False)],
+)
+def test_where_there_are_gpus_for_a_model_they_decide_and_not_the_cores(
+    repository: Path, kind: str, gpus: int, *, on_gpus: bool
+) -> None:
+    """Triton counts instances for each GPU: as many as there are cores for would each hold the weights."""
+    for file in repository.glob("*/config.pbtxt"):
+        config = text_format.Parse(file.read_text(), ModelConfig())
+        del config.instance_group[:]
+        config.instance_group.add(count=1, kind=kind)
+        file.write_text(text_format.MessageToString(config))
+    found = tuned(settings(repository, profile="throughput"), read_repository(repository), gpus=gpus)
+    assert found.tuning == (built_in_for_gpus() if on_gpus else built_in("throughput", machine.num_cores()))
+    assert ("not verified on hardware" in found.told[0]) == on_gpus
 
 
 def test_what_a_user_set_is_not_touched_in_whichever_way_it_was_set(repository: Path, tmp_path: Path) -> None:

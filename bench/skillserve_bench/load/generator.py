@@ -7,7 +7,6 @@ measured. How busy the busiest was is part of every result.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any, Self
 
 from skillserve.console import talk
 from skillserve.errors import ServerError, SkillserveError
+from skillserve.machine import num_cores
 from skillserve_bench.load.schedule import Load, OpenLoop
 from skillserve_bench.load.target import Target
 from skillserve_bench.load.windows import Window, merge_windows
@@ -35,7 +35,7 @@ _STOP_S = 10
 
 def num_workers_for(wanted: int) -> int:
     """The number wanted, or for 0 one process for each two cores, so that the server keeps half the machine."""
-    return wanted or max(len(os.sched_getaffinity(0)) // 2, 1)
+    return wanted or max(num_cores() // 2, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ raised before anything is measured.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from tempfile import TemporaryDirectory
 from skillserve.card import ModelCard
 from skillserve.console import talk
 from skillserve.errors import CardError, SkillserveError, UsageError
+from skillserve.machine import num_cores
 from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
 from skillserve_bench.load.target import SearchTarget
 from skillserve_bench.measurement import Contender
@@ -147,7 +147,7 @@ def _daemon(
     corpus = open_bundle(index.bundles, index=index).corpus
     skills = [corpus.skills.skill(row) for row in range(len(corpus.skills))]
     vectors = corpus.index.vectors([skill.id for skill in skills])
-    assign(folder, models, skills, vectors, search, threads=len(os.sched_getaffinity(0)))
+    assign(folder, models, skills, vectors, search, threads=num_cores())
     daemon = stack.enter_context(started_daemon(peer.name, peer.engine, python_of(invited.folder, peer), folder))
     payload = partial(peer_payload, models.embedder_card.query_prompt)
     main = peer.main_package or peer.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from skillserve.machine import num_cores
 from skillserve.settings import BenchSettings
 from skillserve_bench.figures import times
 from skillserve_bench.report import Findings
@@ -100,7 +101,7 @@ def _method(outcomes: Sequence[Outcome], corpus: Corpus, settings: BenchSettings
             "NDCG@10: embeddings by inner product over all skills, scores over the candidates."
         ),
         (
-            f"Threads: {os.cpu_count()} cores; OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}. ONNX "
+            f"Threads: {num_cores()} cores; OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}. ONNX "
             "Runtime's spin within a run and rest after it, ours and the server's; those of others are as they come."
         ),
         "Profile: ONNX Runtime's own, one batch, means of three runs; shares of the wall time.",

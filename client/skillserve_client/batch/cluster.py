@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from skillserve.errors import ConfigError, MissingExtraError, ServerUnreachable
+from skillserve.machine import num_cores
 from skillserve_client.batch.crew import WorkerDied
 
 __all__ = ["Cluster"]
@@ -51,7 +52,7 @@ class Cluster:
         """Raises ServerUnreachable, and ConfigError for workers that all cores together could not hold."""
         own: dict[str, Any] = {"address": self._address}
         if self._address is None:
-            num_workers = self.num_workers or max(1, (os.cpu_count() or 1) // self._worker_cores)
+            num_workers = self.num_workers or max(1, num_cores() // self._worker_cores)
             own = {"address": "local", "num_cpus": num_workers * self._worker_cores, "include_dashboard": False}
         # Ray prints news of its machines on stdout, which belongs to results.
         self._ray._private.worker.print_to_stdstream = _to_stderr  # noqa: SLF001 - there is no public way
@@ -66,14 +67,14 @@ class Cluster:
                 wanted="a running cluster that this machine is a node of" if self._address else "a Ray that starts",
                 fix="Start it: ray start --head, or join it: ray start --address HOST:6379; then --ray-address auto",
             ) from error
-        num_cores = int(self._ray.cluster_resources().get("CPU", 0))
-        self.num_workers = self.num_workers or num_cores // self._worker_cores
-        if not 0 < self.num_workers * self._worker_cores <= num_cores:
+        num_there = int(self._ray.cluster_resources().get("CPU", 0))
+        self.num_workers = self.num_workers or num_there // self._worker_cores
+        if not 0 < self.num_workers * self._worker_cores <= num_there:
             self._ray.shutdown()
             # Ray would wait for the missing cores for ever, and say so on a page of its own.
             raise ConfigError(
                 f"Ray at {self._address}",
-                got=f"{max(1, self.num_workers)} workers of {self._worker_cores} cores, and a cluster of {num_cores}",
+                got=f"{max(1, self.num_workers)} workers of {self._worker_cores} cores, and a cluster of {num_there}",
                 wanted="workers that it has cores for",
                 fix="Name fewer: --num-workers, --worker-cores; or add nodes to the cluster.",
             )

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from skillserve.settings import Settings
+from skillserve.settings.section import Section
 from skillserve.tensors import Role
 from skillserve_client.batch.direct import DirectInference, ModelsOfRepository
 from skillserve_client.batch.embed import EmbedJob
@@ -16,13 +17,16 @@ from skillserve_client.batch.engine import Engine
 from skillserve_client.batch.jobs import Job
 from skillserve_client.batch.pairs import PairsJob
 from skillserve_client.batch.rank import RankJob
-from skillserve_client.bundle import Bundle, open_bundle
+from skillserve_client.bundle import Bundle, open_bundle, read_pinned
+from skillserve_client.doors import require_shared
 from skillserve_client.models import read_sources
 from skillserve_client.search import check_models
 from skillserve_client.triton import Triton
 from skillserve_client.wire import Describing, Inference, ServedModel
 
 __all__ = ["Order", "opened_inference"]
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,15 +46,18 @@ class Order:
 
     def with_whole_paths(self) -> Self:
         """The same for a process that runs in another folder."""
-        index = self.settings.index
-        return self._with_index(models=index.models.absolute(), bundles=index.bundles.absolute())
+        index, client = _with_whole_paths(self.settings.index), _with_whole_paths(self.settings.client)
+        return replace(self, settings=self.settings.model_copy(update={"index": index, "client": client}))
 
     def described(self) -> tuple[Self, Job[Any, Any], Mapping[Role, ServedModel]]:
         """The order for others, the job, and the models it will meet; nothing is left open.
 
         In the order for others the bundle is the version that is live now, whatever CURRENT says when they open it.
-        Raises BundleError, RepositoryError, ServerError.
+        Raises BundleError, RepositoryError, ServerError, and ConfigError for an index that others could not open.
         """
+        if self.job != "embed":
+            index = self.settings.index
+            require_shared(read_pinned(index.bundles)[1].collection, index)
         make, roles, bundle = self._plan()
         order = self._with_index(bundles=bundle.folder) if bundle else self
         if self.computes_with == "direct":
@@ -104,6 +111,11 @@ class Order:
             return job
 
         return checked, tuple(job.digests), bundle
+
+
+def _with_whole_paths(section: S) -> S:
+    """Every path of a section, those to come included, so that none is left out."""
+    return section.model_copy(update={name: value.absolute() for name, value in section if isinstance(value, Path)})
 
 
 @contextmanager

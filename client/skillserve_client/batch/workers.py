@@ -33,7 +33,7 @@ _GLANCE_S = 1.0
 """How often a waiting run looks about, so that Ctrl-C is heard."""
 
 _LONGEST_START_S = 300.0
-"""How long a run waits for its first worker: others may hold the cores for a while."""
+"""How long a run goes without any worker, at first or when all have died: others may hold the cores for a while."""
 
 _START = "start"
 
@@ -106,10 +106,11 @@ class _Shift(Generic[R]):
         self._order, self._task = cluster.share(order.with_whole_paths()), cluster.share(task)
         self._left: deque[Found[R]] = deque([first])
         """To be handed out before anything new."""
-        self._all_read = self._any_open = False
+        self._all_read = self._any_opened = False
         self._deaths: Counter[str] = Counter()
         """By shard; before a worker's first one, those in a row."""
-        self._begun = time.monotonic()
+        self._last_open = time.monotonic()
+        """When a worker was last seen open; before the first one, when they were hired."""
         self._desks: list[_Desk[R]] = [self._hired() for _ in range(cluster.num_workers)]
 
     def hand_out(self, shards: Iterator[Found[R]]) -> Generator[tuple[Found[R], None], None, bool]:
@@ -142,10 +143,12 @@ class _Shift(Generic[R]):
                 if shard is not None:
                     yield shard, answer
                 else:
-                    self._any_open = True
+                    self._any_opened = True
                     self._deaths.pop(_START, None)
-        if not self._any_open and time.monotonic() - self._begun > _LONGEST_START_S:
-            raise self._not_started()
+        if any(desk.is_open for desk in self._desks):
+            self._last_open = time.monotonic()
+        elif time.monotonic() - self._last_open > _LONGEST_START_S:
+            raise self._without_workers()
 
     def _who_is_next(self) -> Iterator[_Desk[R]]:
         """One shard for each, before anyone gets a second."""
@@ -179,10 +182,11 @@ class _Shift(Generic[R]):
             f"{self._score.worker_engine}` in place of ray it goes on in one process, where its own error is seen.",
         )
 
-    def _not_started(self) -> ServerError:
+    def _without_workers(self) -> ServerError:
+        what = "no worker in place of the dead" if self._any_opened else "no worker"
         return ServerError(
             f"Ray at {self._score.ray_address or 'this machine'}",
-            got=f"no worker after {_LONGEST_START_S:.0f} s; {self._cluster.num_free_cores()} cores are free",
+            got=f"{what} after {_LONGEST_START_S:.0f} s; {self._cluster.num_free_cores()} cores are free",
             wanted=f"{self._score.worker_cores} for a worker",
             fix="See who holds them: ray status. Then run the command again: finished shards are kept.",
         )

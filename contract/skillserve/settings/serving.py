@@ -27,7 +27,7 @@ class ServeSettings(Section):
     recommendation: Path | None = Field(
         None,
         description="file of `skillserve bench sweep --recommend-to` that the profile is read from; not set: "
-        "recommendation.json in the repository, else defaults by the number of cores",
+        "recommendation.json in the repository, else defaults by the number of cores, or for GPUs",
     )
     num_instances: int | None = Field(
         None, ge=1, description="instances of each model that run beside each other; not set: as exported, one"

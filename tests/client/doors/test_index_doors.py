@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import pytest
 from skillserve.errors import (
     BundleError,
     ConfigError,
+    RepositoryError,
     ServerUnreachable,
     SkillserveError,
 )
-from skillserve.settings import IndexSettings
+from skillserve.settings import IndexSettings, ScoreSettings, Settings
 from skillserve_client import build_bundle, open_bundle
+from skillserve_client.batch.orders import Order
 from skillserve_client.milvus import MilvusStore
 
 DIM = 16
@@ -225,3 +228,20 @@ def test_a_search_within_a_namespace_is_the_whole_one_without_the_others(
     assert [len(sequences) for role, sequences, _ in fake.calls if role == "reranker"] == [4]
     with pytest.raises(ConfigError, match="'nobody'"):
         hits(index, "merge pdf", namespace="nobody")
+
+
+def test_an_index_that_one_process_may_hold_is_refused_before_it_goes_to_many(
+    index: IndexSettings, uri: str, catalogue: Path, fake: Any, tmp_path: Path
+) -> None:
+    """A bundle that FAISS keeps goes on to the models, which are not there, whatever address is set."""
+    build_bundle(catalogue, fake, index=index)
+    shutil.rmtree(index.models)
+    score = ScoreSettings(engine="ray")
+    named = index.model_copy(update={"uri": uri})
+    order = Order(job="rank", sources=(tmp_path / "requests.jsonl",), settings=Settings(index=named, score=score))
+    if index.kind == "faiss":
+        with pytest.raises(RepositoryError, match=r"no readable config\.pbtxt"):
+            order.described()
+    else:
+        with pytest.raises(ConfigError, match=r"lite\.db.*one process at a time"):
+            order.described()

@@ -151,7 +151,8 @@ class Measurement:
         if self.lag_p99_ms > MOST_LAG_MS:
             found.append(
                 f"invalid: requests started {self.lag_p99_ms:.2f} ms late at p99 (limit {MOST_LAG_MS:g} ms), so the "
-                f"load generator could not keep the schedule; its busiest process used {self.busiest:.0%} of a core"
+                f"load generator could not keep the schedule; its busiest process used {self.busiest:.0%} of a core; "
+                "the right to real-time priority (CAP_SYS_NICE) helps, or another machine to send from"
             )
         if not self.num_answered:
             found.append("nothing was answered")

@@ -211,7 +211,8 @@ def _method(material: Material) -> list[str]:
         (
             "Latency counts from the scheduled start of a request, so a stall is seen by every request that should "
             "have started meanwhile. A closed loop's request is scheduled when its client has its last answer. A run "
-            f"is invalid if requests start more than {MOST_LAG_MS:g} ms late at p99."
+            f"is invalid if requests start more than {MOST_LAG_MS:g} ms late at p99. While they keep a schedule, load "
+            "processes have real-time priority where the system allows it."
         ),
         (
             f"Intervals are the hull of order statistics and, from {MIN_WINDOWS} windows on, of a bootstrap over "

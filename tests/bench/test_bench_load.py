@@ -1,0 +1,53 @@
+"""Load processes: whose turn it is while a schedule is to be kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from skillserve_bench.load.generator import Generator
+from skillserve_bench.load.schedule import ClosedLoop, Load, OpenLoop, Phase
+from skillserve_bench.load.target import Send
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Answers how the thread that sends is scheduled."""
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Send]:
+        """Connect to nobody."""
+
+        async def send(_payload: bytes) -> bytes:
+            return str(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK).encode()
+
+        yield send
+
+
+def may_be_first() -> bool:
+    """Whether this system gives real-time priority, asked in a child that ends with it."""
+    child = os.fork()
+    if not child:
+        try:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        except PermissionError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_load_process_comes_first_while_it_keeps_a_schedule_and_only_then() -> None:
+    first = os.SCHED_RR if may_be_first() else os.SCHED_OTHER
+    schedule = OpenLoop.draw([Phase(50.0, 0.2)], arrivals="constant", seed=1)
+    loads: list[tuple[Load, int]] = [
+        (ClosedLoop(num_clients=1, seconds=None), os.SCHED_OTHER),
+        (schedule, first),
+        (ClosedLoop(num_clients=1, seconds=None), os.SCHED_OTHER),
+    ]
+    with Generator(num_workers=1) as generator:
+        for load, wanted in loads:
+            num = len(load.offsets) if isinstance(load, OpenLoop) else 3
+            run = generator.drive(Policy(), [b"x"] * num, load, window_s=0.1, keep_answers=True)
+            assert {int(answer) for answer in run.answers} == {wanted}

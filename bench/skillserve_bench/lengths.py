@@ -63,7 +63,7 @@ SMOKE = Length(
     probe_s=1.5,
     rate_tolerance=0.5,
     most_probes=4,
-    overload_s=1.0,
+    overload_s=0.6,
     num_judged=20,
     least_requests=5,
 )

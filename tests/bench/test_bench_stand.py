@@ -17,6 +17,8 @@ from skillserve_bench.load.target import Send
 from skillserve_bench.measurement import Contender
 from skillserve_bench.scenarios.latency import Stand
 
+EACH_S = 0.15
+"""Of every answer of a slow contender; a pilot of a second sees enough of them."""
 STALLED_S, ANSWERED_S = 1.5, 0.002
 """Of the first answer, longer than a pilot lasts, and of all others."""
 
@@ -101,11 +103,11 @@ def test_what_is_slow_gets_wider_windows_and_longer_runs(
 
 
 def test_a_slow_contender_is_asked_for_as_long_as_its_requests_need() -> None:
-    contender = Contender(name="slow", target=Slow(0.25), supply=Numbered())
+    contender = Contender(name="slow", target=Slow(EACH_S), supply=Numbered())
     length = replace(SMOKE, run_s=1.0, least_requests=9)
     with Generator(num_workers=1) as generator:
         results = Stand(generator, contender, BenchSettings(), length=length).run(["single"])
     (found,) = results.measurements
     assert found.window_s > SMOKE.window_s
-    whole = found.num_answered + found.num_warm_up * found.window_s / 0.25
+    whole = found.num_answered + found.num_warm_up * found.window_s / EACH_S
     assert whole >= length.least_requests - 1  # the last one may be cut off by the end

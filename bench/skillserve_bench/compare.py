@@ -25,7 +25,7 @@ __all__ = ["Comparison", "Ratio", "compare_reports", "comparison_table", "read_r
 _SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 _STEADY = {"single", "multi", "saturation", "offline"}
 """Scenarios whose load is the same in both; `server` runs at a rate of its own, which is the figure."""
-_CIRCUMSTANCES = ("processor", "num_cores", "gpus", "niceness")
+_CIRCUMSTANCES = ("processor", "num_cores", "gpus", "niceness", "real_time")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

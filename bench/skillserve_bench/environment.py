@@ -16,6 +16,7 @@ from typing import Any
 
 from skillserve.machine import num_cores, processor
 from skillserve_bench.gpus import gpu_names
+from skillserve_bench.load.priority import may_be_first
 
 __all__ = ["Environment", "observe", "portable_command"]
 
@@ -39,6 +40,8 @@ class Environment:
     """Package → version, of those that took part."""
     niceness: int
     """Scheduling priority of client and server; 0 is ordinary, negative is preferred."""
+    real_time: bool
+    """Whether load processes come before all others while they keep a schedule."""
     gpus: tuple[str, ...] = ()
     """Name and driver of each."""
 
@@ -60,6 +63,7 @@ def observe(packages: Sequence[str] = ()) -> Environment:
         python=platform.python_version(),
         packages={name: _version(name) for name in (*_ALWAYS, *packages)},
         niceness=os.getpriority(os.PRIO_PROCESS, 0),
+        real_time=may_be_first(),
         gpus=tuple(gpu_names()),
     )
 

@@ -77,7 +77,7 @@ class LocalModel:
     def run(self, sequences: Sequence[Ids]) -> Floats:
         """Rows `[n, D]` or `[n]` of sequences that are run together, as one request of the server's.
 
-        What is more than the graph is to compute at once is run in turns, as the server does.
+        What is more than the graph is to compute at once is run in turns, as our backend does.
         """
         if self.model.layout == "padded":
             return self._rows(encode(sequences, self.model))

@@ -8,7 +8,13 @@ from typing import Self
 
 from skillserve_bench.settling import LEAST_ANSWERS
 
-__all__ = ["FULL", "LENGTHS", "SHORT", "SMOKE", "Length"]
+__all__ = ["FULL", "LEAST_WINDOWS", "LENGTHS", "MOST_STRETCH", "SHORT", "SMOKE", "Length"]
+
+MOST_STRETCH = 5.0
+"""How many times as long a run may take for a slow contender: beyond, a measurement of many probes takes hours."""
+
+LEAST_WINDOWS = 15
+"""Of a run whose windows are wider than usual; a third of them may be warm-up, and intervals want ten."""
 
 _ROUNDING = 1e-9
 """Three windows of a tenth of a second are a little more than 0.3."""
@@ -31,29 +37,27 @@ class Length:
     num_judged: int
     """Judged requests that contenders beside each other are ranked by, at most."""
     least_requests: int
-    """That a run, a probe, or a stretch around an overload holds, however slow the contender; 0: durations stand."""
+    """That a run holds, as far as `MOST_STRETCH` allows; 0: durations stand, however slow the contender."""
 
     def at(self, per_s: float) -> Self:
         """The same for something that gets or answers so many requests a second.
 
-        Where that is little, windows are wider, since one of few answers has no median, and everything takes longer,
-        in whole windows.
+        Where a run would hold too few of them, everything takes longer, by one factor; and windows are wider, since a
+        window of few answers has no median, but not so wide that there are too few of them for an interval.
         """
         if not self.least_requests:
             return self
-        window_s = max(self.window_s, LEAST_ANSWERS / per_s)
-
-        def lasting(seconds: float) -> float:
-            if window_s == self.window_s and seconds * per_s >= self.least_requests:
-                return seconds
-            return math.ceil(max(seconds, self.least_requests / per_s) / window_s - _ROUNDING) * window_s
-
+        stretch = min(max(self.least_requests / (per_s * self.run_s), 1.0), MOST_STRETCH)
+        run_s = stretch * self.run_s
+        window_s = max(self.window_s, min(2 * LEAST_ANSWERS / per_s, run_s / LEAST_WINDOWS))
+        # Borders of an overload are borders of windows.
+        num_windows = math.ceil(stretch * self.overload_s / window_s - _ROUNDING)
         return replace(
             self,
             window_s=window_s,
-            run_s=lasting(self.run_s),
-            probe_s=lasting(self.probe_s),
-            overload_s=lasting(self.overload_s),
+            run_s=run_s,
+            probe_s=stretch * self.probe_s,
+            overload_s=num_windows * window_s,
         )
 
 
@@ -75,7 +79,7 @@ SHORT = Length(
     most_probes=8,
     overload_s=10.0,
     num_judged=100,
-    least_requests=20,
+    least_requests=60,
 )
 """For many contenders side by side: intervals are wider, nothing else is."""
 FULL = Length(
@@ -86,6 +90,6 @@ FULL = Length(
     most_probes=10,
     overload_s=20.0,
     num_judged=200,
-    least_requests=100,
+    least_requests=120,
 )
 LENGTHS = {"smoke": SMOKE, "short": SHORT, "full": FULL}

@@ -80,8 +80,8 @@ BUCKETS_PARAMETER = "skillserve_length_buckets"
 MAX_TOKENS_PARAMETER = "skillserve_max_request_tokens"
 """Most tokens one request may carry: memory is bounded by this, `max_batch_size` only counts requests."""
 EXECUTION_TOKENS_PARAMETER = "skillserve_execution_tokens"
-"""Tokens that a packed graph is given at once, at most; more are computed in turns, which is faster where activations
-then stay in the processor's caches. Absent: all that a batch holds."""
+"""Tokens that our Python-based backend gives a packed graph at once, at most; more are computed in turns, which is
+faster where activations then stay in the processor's caches. Absent: all of a batch, as Triton's own backend does."""
 
 
 @dataclass(frozen=True, slots=True)

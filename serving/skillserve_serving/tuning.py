@@ -16,7 +16,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from skillserve.errors import RepositoryError
 from skillserve.publish import write_text
 from skillserve.recommendation import ServedAs, Tuning
-from skillserve.tensors import EXECUTION_TOKENS_PARAMETER, LAYOUT_PARAMETER, PRECISION_PARAMETER
+from skillserve.tensors import EXECUTION_TOKENS_PARAMETER, PRECISION_PARAMETER
 from skillserve_serving.repository import CONFIG_FILE, ServedModel
 
 __all__ = ["lay_out_model", "runs_on_gpus", "served_as", "tune"]
@@ -55,8 +55,8 @@ def tune(config: Any, tuning: Tuning) -> None:  # noqa: ANN401 -- protobuf messa
             group.count = tuning.num_instances
     if tuning.num_threads is not None and config.platform != _PLAN:  # a plan has no threads to compute with
         config.parameters[_THREADS].string_value = str(tuning.num_threads)
-    packed = LAYOUT_PARAMETER in config.parameters and config.parameters[LAYOUT_PARAMETER].string_value == "packed"
-    if tuning.execution_tokens is not None and packed:
+    # Exports leave it out where turns only cost time: late interaction, GPUs, padding.
+    if tuning.execution_tokens is not None and EXECUTION_TOKENS_PARAMETER in config.parameters:
         config.parameters[EXECUTION_TOKENS_PARAMETER].string_value = str(tuning.execution_tokens)
     if tuning.max_batch_size is not None:
         if config.platform == _PLAN and tuning.max_batch_size > config.max_batch_size:

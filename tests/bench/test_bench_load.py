@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from skillserve_bench.load.generator import Generator
+from skillserve_bench.load.priority import first_of_all, may_be_first
 from skillserve_bench.load.schedule import ClosedLoop, Load, OpenLoop, Phase
 from skillserve_bench.load.target import Send
 
@@ -26,18 +28,6 @@ class Policy:
         yield send
 
 
-def may_be_first() -> bool:
-    """Whether this system gives real-time priority, asked in a child that ends with it."""
-    child = os.fork()
-    if not child:
-        try:
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        except PermissionError:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
 def test_a_load_process_comes_first_while_it_keeps_a_schedule_and_only_then() -> None:
     first = os.SCHED_RR if may_be_first() else os.SCHED_OTHER
     schedule = OpenLoop.draw([Phase(50.0, 0.2)], arrivals="constant", seed=1)
@@ -51,3 +41,27 @@ def test_a_load_process_comes_first_while_it_keeps_a_schedule_and_only_then() ->
             num = len(load.offsets) if isinstance(load, OpenLoop) else 3
             run = generator.drive(Policy(), [b"x"] * num, load, window_s=0.1, keep_answers=True)
             assert {int(answer) for answer in run.answers} == {wanted}
+
+
+def test_a_thread_that_was_first_is_again_what_it_was_and_those_it_made_never_were() -> None:
+    found: dict[str, int] = {}
+
+    def look(name: str) -> None:
+        found[name] = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+
+    def keep_a_schedule() -> None:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with first_of_all() as allowed:
+            look("during")
+            made = threading.Thread(target=look, args=("made",))
+            made.start()
+            made.join()
+        look("after")
+        assert found["during"] == (os.SCHED_RR if allowed else os.SCHED_BATCH)
+
+    thread = threading.Thread(target=keep_a_schedule)
+    thread.start()
+    thread.join()
+    assert found["after"] == os.SCHED_BATCH
+    assert found["made"] != os.SCHED_RR
+    assert (found["during"] == os.SCHED_RR) == may_be_first()

@@ -28,6 +28,7 @@ ENVIRONMENT = Environment(
     python="3.11.7",
     packages={"skillserve": "0.1.0", "numpy": "1.26.4"},
     niceness=0,
+    real_time=False,
 )
 FINDINGS = Findings(
     name="batching",

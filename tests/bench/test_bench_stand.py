@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from skillserve.errors import ServerError
 from skillserve.settings import BenchSettings
 from skillserve_bench.lengths import SMOKE
 from skillserve_bench.load.generator import Generator
 from skillserve_bench.load.target import Send
 from skillserve_bench.measurement import Contender
+from skillserve_bench.scenarios import latency
 from skillserve_bench.scenarios.latency import Stand
 
 EACH_S = 0.15
@@ -36,6 +38,20 @@ class Slow:
         async def send(payload: bytes) -> bytes:
             await asyncio.sleep(self.seconds)
             return payload
+
+        yield send
+
+
+@dataclass(frozen=True)
+class Refusing:
+    """Answers nothing."""
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Send]:
+        """Connect to nobody."""
+
+        async def send(_payload: bytes) -> bytes:
+            raise ServerError("server", got="not today", wanted="an answer", fix="Ask tomorrow.")
 
         yield send
 
@@ -90,23 +106,45 @@ def test_a_run_that_is_out_of_requests_before_its_time_is_measured_with_more() -
     ("per_s", "window_s", "run_s", "probe_s"),
     [
         (100.0, 0.2, 3.0, 1.5),  # as it stands
-        (10.0, 0.5, 3.0, 1.5),  # 5 answers a window
-        (2.0, 2.5, 5.0, 5.0),  # 8 requests would take 4 s, which are whole windows then
+        (40.0, 0.2, 3.0, 1.5),  # ten answers would take 0.25 s, and there would be twelve windows
+        (2.0, 0.8, 12.0, 6.0),  # 24 requests take four times as long; fifteen windows
+        (0.1, 1.0, 15.0, 7.5),  # five times as long at most
     ],
 )
-def test_what_is_slow_gets_wider_windows_and_longer_runs(
+def test_what_is_slow_gets_longer_runs_in_wider_windows(
     per_s: float, window_s: float, run_s: float, probe_s: float
 ) -> None:
-    found = replace(SMOKE, least_requests=8).at(per_s)
+    found = replace(SMOKE, least_requests=24).at(per_s)
     assert (found.window_s, found.run_s, found.probe_s) == pytest.approx((window_s, run_s, probe_s))
-    assert SMOKE.rate_tolerance == found.rate_tolerance
+    assert found.overload_s / found.window_s == pytest.approx(round(found.overload_s / found.window_s))
+    assert found.overload_s >= SMOKE.overload_s * run_s / SMOKE.run_s - 1e-9
 
 
 def test_a_slow_contender_is_asked_for_as_long_as_its_requests_need() -> None:
     contender = Contender(name="slow", target=Slow(EACH_S), supply=Numbered())
-    length = replace(SMOKE, run_s=1.0, least_requests=9)
+    length = replace(SMOKE, least_requests=24)
     with Generator(num_workers=1) as generator:
         results = Stand(generator, contender, BenchSettings(), length=length).run(["single"])
     (found,) = results.measurements
     assert found.window_s > SMOKE.window_s
     assert (found.num_warm_up + len(found.windows)) * found.window_s > length.run_s
+
+
+def test_a_bound_that_no_rate_could_keep_ends_the_search_for_one() -> None:
+    contender = Contender(name="slow", target=Slow(EACH_S), supply=Numbered())
+    settings = BenchSettings(bound_ms=1e3 * EACH_S / 2, num_clients=1)
+    with Generator(num_workers=1) as generator:
+        results = Stand(generator, contender, settings, length=replace(SMOKE, most_probes=10)).run(["server"])
+    assert results.server_rate is None
+    assert results.bracket is not None
+    assert results.bracket.num_probes < 6
+
+
+def test_what_answers_nothing_ends_at_the_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_LONG_PILOT_S", 0.2)
+    contender = Contender(name="silent", target=Refusing(), supply=Numbered())
+    with Generator(num_workers=1) as generator:
+        results = Stand(generator, contender, BenchSettings(), length=SMOKE).run(["single", "offline"])
+    assert results.measurements == []
+    assert "nothing was answered" in str(results.problem)
+    assert "not today" in str(results.problem)

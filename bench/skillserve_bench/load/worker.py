@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import selectors
 import signal
 import threading
 import time
-from collections.abc import Coroutine, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from skillserve.errors import ServerUnreachable, SkillserveError
+from skillserve_bench.load.priority import first_of_all
 from skillserve_bench.load.schedule import Load, OpenLoop
 from skillserve_bench.load.target import Send, Target
 from skillserve_bench.load.windows import Records, Window, by_window
@@ -106,22 +106,6 @@ async def _serve(connection: Connection) -> None:
                 connection.send(await _Run(order, senders[order.target], begin_ns).carried_out(inbox))
 
 
-@contextmanager
-def _first_of_all() -> Iterator[None]:
-    """This thread before all others of the machine, where the system allows it, so that it starts requests in time.
-
-    A server that shares its cores computes in stretches of milliseconds, and without this a request whose moment comes
-    meanwhile waits for the end of one. Threads that are made meanwhile are not favoured.
-    """
-    with suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    try:
-        yield
-    finally:
-        with suppress(PermissionError):
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
-
 class _Run:
     """One order in progress."""
 
@@ -172,7 +156,7 @@ class _Run:
     async def _open(self) -> None:
         load = self.order.load
         moments = (load.offsets * 1e9).astype("int64").tolist() if isinstance(load, OpenLoop) else []
-        with _first_of_all():
+        with first_of_all():
             for i, moment in enumerate(moments):
                 if (left_s := (moment - self._now()) / 1e9) > 0:
                     await asyncio.sleep(left_s)

@@ -45,6 +45,8 @@ _SPARE = 1.5
 _LEAST = 50
 _MORE, _MORE_TRIES = 4, 3
 """Times as many requests for a closed loop that was out of them before its time, and how often."""
+_ALONE = 0.5
+"""Requests in the server at once, on average, below which they take what a lone one takes."""
 _START = 0.7
 """Where the search for a rate begins, relative to the saturation rate."""
 WANTED_SHARE = 0.99
@@ -155,10 +157,15 @@ class Stand:
                 )
             )
 
-    def _probe(self, rate: float) -> bool:
+    def _probe(self, rate: float) -> bool | None:
+        """Whether a rate keeps the bound; None where no lower one could."""
         found = self._open("probe", [Phase(rate, self._length.at(rate).probe_s)])
         self.results.probes.append(found)
-        return keeps_bound(found, self._settings)
+        if keeps_bound(found, self._settings):
+            return True
+        median_ms = found.latency_ms(0.5).value if found.num_answered else 0.0
+        alone = rate * median_ms / 1e3 < _ALONE  # requests hardly meet: what they take, they take alone
+        return None if alone and median_ms > self._settings.bound_ms else False
 
     def _saturation(self) -> float:
         """Requests a second that saturated clients get; measured once."""
@@ -185,7 +192,11 @@ class Stand:
         return self._checked(found)
 
     def _pilot(self, num_clients: int, each: int) -> float:
-        """Requests a second of a closed loop, roughly; more than 0. A second one is longer, if the first saw little."""
+        """Requests a second of a closed loop, roughly; more than 0. A second one is longer, if the first saw little.
+
+        A load that was ended, or got no answer at all, ends the measurement.
+        """
+        error: SkillserveError | None = None
         for seconds in (_PILOT_S, _LONG_PILOT_S):
             pilot = self._generator.drive(
                 self._contender.target,
@@ -193,8 +204,14 @@ class Stand:
                 ClosedLoop(num_clients=num_clients, seconds=seconds),
                 window_s=self._length.window_s,
             )
+            error = error or pilot.error
+            if pilot.ended != COMPLETED:
+                raise _Ended(f"pilot: {pilot.ended}")
             if pilot.num_answered >= LEAST_ANSWERS or not self._length.least_requests:
                 break
+        else:
+            if not pilot.num_answered:
+                raise _Ended(f"pilot: nothing was answered in {_LONG_PILOT_S:g} s ({error or 'no error'})")
         return max(pilot.num_answered, 1) / pilot.wall_s
 
     def _open(self, scenario: str, phases: Sequence[Phase], *, whole: bool = False) -> Measurement:

@@ -39,7 +39,10 @@ class ServeSettings(Section):
         None, ge=1, description="requests that the server may join in one execution; not set: as exported"
     )
     execution_tokens: int | None = Field(
-        None, ge=0, description="tokens that a packed graph computes at once, 0 for all; not set: as exported"
+        None,
+        ge=0,
+        description="tokens that a model computes at once, 0 for all, where its export set a number; not set: as "
+        "exported",
     )
     max_queue_delay_microseconds: int | None = Field(
         None,

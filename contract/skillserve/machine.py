@@ -25,12 +25,13 @@ def num_cores(root: Path = _ROOT) -> int:
 
 
 def threads_for_all_cores(root: Path = _ROOT) -> int:
-    """What a library is given that shall use all cores: 0, its own count, unless a control group allows fewer.
+    """What ONNX Runtime is given that shall use all cores: 0, its own count, unless this process may use fewer.
 
-    ONNX Runtime counts the machine's cores, whatever time its container has on them.
+    It has a thread for each of the machine's physical cores, whatever part of them this process may run on and whatever
+    time its container has. Two threads of one core count once here, too.
     """
     cores = num_cores(root)
-    return cores if cores < _num_allowed() else 0
+    return 0 if cores >= (os.cpu_count() or 1) else min(cores, _num_physical(root))
 
 
 def num_gpus(root: Path = _ROOT, environ: Mapping[str, str] | None = None) -> int:
@@ -57,6 +58,18 @@ def processor() -> str:
 
 def _num_allowed() -> int:
     return len(os.sched_getaffinity(0))
+
+
+def _num_physical(root: Path) -> int:
+    """Physical cores that this process may run on; a core that the kernel tells nothing of is one of its own."""
+    found = set()
+    for number in os.sched_getaffinity(0):
+        file = root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list"
+        try:
+            found.add(file.read_text(encoding="ascii").strip())
+        except OSError:
+            found.add(str(number))
+    return len(found)
 
 
 def _bound(root: Path) -> int | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ ALLOWED = 16
 @pytest.fixture(autouse=True)
 def allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(ALLOWED)))
+    monkeypatch.setattr(os, "cpu_count", lambda: ALLOWED)
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -91,10 +94,47 @@ def test_cores_are_those_that_the_control_group_gives_time_on(
 
 
 def test_a_process_that_may_run_on_few_cores_has_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library sees that bound by itself."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
     root = write(tmp_path, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "800000 100000"})
-    assert (num_cores(root), threads_for_all_cores(root)) == (2, 0)
+    assert (num_cores(root), threads_for_all_cores(root)) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("quota", "threads"),
+    [
+        pytest.param("max", 0, id="ONNX Runtime counts physical cores itself"),
+        pytest.param("1200000", 8, id="not more than it would take"),
+        pytest.param("500000", 5, id="fewer than physical cores"),
+    ],
+)
+def test_two_threads_of_a_core_count_once(tmp_path: Path, quota: str, threads: int) -> None:
+    siblings = {
+        f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list": f"{number % 8},{number % 8 + 8}"
+        for number in range(ALLOWED)
+    }
+    root = write(tmp_path, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": f"{quota} 100000", **siblings})
+    assert threads_for_all_cores(root) == threads
+
+
+def test_onnx_runtime_has_no_more_threads_than_it_may_run() -> None:
+    """The real one, in a process that is bound to one core: its own count is that of the machine."""
+    code = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import onnx, onnxruntime
+from skillserve.machine import threads_for_all_cores
+value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+identity = onnx.helper.make_node("Identity", ["x"], ["y"])
+graph = onnx.helper.make_graph([identity], "g", [value], [onnx.helper.make_tensor_value_info("y", 1, [1])])
+model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = threads_for_all_cores()
+before = len(os.listdir("/proc/self/task"))
+session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["0"]
 
 
 @pytest.mark.parametrize(

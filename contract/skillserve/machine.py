@@ -37,13 +37,18 @@ def threads_for_all_cores(root: Path = _ROOT) -> int:
 def num_gpus(root: Path = _ROOT, environ: Mapping[str, str] | None = None) -> int:
     """GPUs of NVIDIA's that this process may use: their device files, which a container has of its own GPUs alone.
 
-    `CUDA_VISIBLE_DEVICES` may name fewer; from the first name that is none of them on, CUDA sees no more.
+    `CUDA_VISIBLE_DEVICES` may name fewer, by number or by id (`GPU-…`, `MIG-…`, whose being there is taken on trust);
+    from the first name that is none of them on, CUDA sees no more.
     """
     devices = [path for path in (root / "dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
     named = (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return len(devices)
-    visible = itertools.takewhile(lambda name: name.strip() not in {"", "-1", "NoDevFiles"}, named.split(","))
+
+    def is_one(name: str) -> bool:
+        return int(name) < len(devices) if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
+
+    visible = itertools.takewhile(is_one, map(str.strip, named.split(",")))
     return min(len(devices), len(list(visible)))
 
 

@@ -138,7 +138,11 @@ print(len(os.listdir("/proc/self/task")) - before)
 
 
 @pytest.mark.parametrize(
-    ("named", "gpus"), [(None, 3), ("", 0), ("-1", 0), ("1", 1), ("0,2", 2), ("0,-1,2", 1), ("GPU-8f,GPU-9a", 2)]
+    ("named", "gpus"),
+    [
+        *((None, 3), ("", 0), ("-1", 0), ("NoDevFiles", 0), ("1", 1), ("0, 2", 2), ("0,-1,2", 1), ("GPU-8f,GPU-9a", 2)),
+        *(("7", 0), ("3", 0), ("0,3,1", 1), ("2,1,0", 3)),
+    ],
 )
 def test_gpus_are_those_that_are_there_and_visible(tmp_path: Path, named: str | None, gpus: int) -> None:
     write(tmp_path, dict.fromkeys(("dev/nvidia0", "dev/nvidia1", "dev/nvidia2", "dev/nvidiactl", "dev/nvidia-uvm"), ""))

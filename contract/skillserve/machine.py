@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["num_cores", "num_gpus", "processor", "threads_for_all_cores"]
+__all__ = ["memory_bytes", "num_cores", "num_gpus", "processor", "threads_for_all_cores"]
 
 _ROOT = Path("/")
 
@@ -32,6 +32,12 @@ def threads_for_all_cores(root: Path = _ROOT) -> int:
     """
     cores = num_cores(root)
     return 0 if cores >= (os.cpu_count() or 1) else min(cores, _num_physical(root))
+
+
+def memory_bytes(root: Path = _ROOT) -> int:
+    """Memory that this process may use, taken or free: the machine's, or less where a control group bounds it."""
+    limits = [limit for folder in _groups(root, "memory") if (limit := _limit_bytes(folder)) is not None]
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *limits])
 
 
 def num_gpus(root: Path = _ROOT, environ: Mapping[str, str] | None = None) -> int:
@@ -83,15 +89,17 @@ def _bound(root: Path) -> int | None:
     Both versions as the kernel documents them, Documentation/admin-guide/cgroup-v2.rst (`cpu.max`) and
     Documentation/scheduler/sched-bwc.rst (`cpu.cfs_quota_us`).
     """
-    bounds = [quota / period for folder in _groups(root) for quota, period in (_quota_and_period(folder),) if quota > 0]
+    bounds = [
+        quota / period for folder in _groups(root, "cpu") for quota, period in (_quota_and_period(folder),) if quota > 0
+    ]
     return max(1, int(min(bounds))) if bounds else None
 
 
-def _groups(root: Path) -> Iterator[Path]:
-    """Folders of this process's control groups that may bound its time, each with all above it, which bind as well.
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of this process's control groups that may bound its `cpu` or `memory`, each with all above it.
 
-    A container is often told the name that its group has outside, and finds the group itself at the root; folders that
-    are not there are passed over by whoever reads them.
+    Those above bind as well. A container is often told the name that its group has outside, and finds the group itself
+    at the root; folders that are not there are passed over by whoever reads them.
     """
     mount = root / "sys/fs/cgroup"
     try:
@@ -100,9 +108,9 @@ def _groups(root: Path) -> Iterator[Path]:
         return
     for line in lines:
         number, controllers, name = line.split(":", 2)
-        if number == "0" or "cpu" in controllers.split(","):
+        if number == "0" or controller in controllers.split(","):
             # Version 2 has one tree; of version 1, `cpu` is a link where the tree has several names in some order.
-            for top in (mount,) if number == "0" else (mount / controllers, mount / "cpu"):
+            for top in (mount,) if number == "0" else (mount / controllers, mount / controller):
                 group = top / name.strip("/")
                 yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
 
@@ -116,3 +124,13 @@ def _quota_and_period(group: Path) -> tuple[float, float]:
         except (OSError, ValueError):  # not there, of another version, or `max`
             continue
     return 0.0, 1.0
+
+
+def _limit_bytes(group: Path) -> int | None:
+    """Bytes that a group may hold; None where there is no bound, which version 1 spells as one beyond any memory."""
+    for file in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            return int((group / file).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # not there, of the other version, or `max`
+            continue
+    return None

@@ -279,6 +279,14 @@ def test_a_small_catalogue_is_measured_and_planned(
     assert "NOT measured: 2 times FAISS's memory assumed" in text
 
 
+def test_a_containers_limit_is_memory_that_there_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skillserve_bench.capacity.vectors.memory_bytes", lambda: 4_000_000)
+    assert main(["bench", "capacity", "--rows", "1000,2000", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["got"] == "0.0 GiB of free memory"
+
+
 @pytest.mark.parametrize(
     ("arguments", "subject", "got"),
     [

@@ -1,4 +1,4 @@
-"""Cores are counted as a container has them, from files as the kernel writes them."""
+"""Cores and memory are counted as a container has them, from files as the kernel writes them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from skillserve.machine import num_cores, num_gpus, threads_for_all_cores
+from skillserve.machine import memory_bytes, num_cores, num_gpus, threads_for_all_cores
 
 ALLOWED = 16
+PHYSICAL = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +136,37 @@ print(len(os.listdir("/proc/self/task")) - before)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        pytest.param({}, PHYSICAL, id="no control groups"),
+        pytest.param({"proc/self/cgroup": "0::/", "sys/fs/cgroup/memory.max": "4096000"}, 4_096_000, id="v2"),
+        pytest.param({"proc/self/cgroup": "0::/", "sys/fs/cgroup/memory.max": "max"}, PHYSICAL, id="v2, no bound"),
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/pod/container",
+                "sys/fs/cgroup/pod/memory.max": "8192000",
+                "sys/fs/cgroup/pod/container/memory.max": "max",
+            },
+            8_192_000,
+            id="v2, a group above bounds it",
+        ),
+        pytest.param(
+            {"proc/self/cgroup": V1_GROUPS, "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "12288000"},
+            12_288_000,
+            id="v1",
+        ),
+        pytest.param(
+            {"proc/self/cgroup": V1_GROUPS, "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "9223372036854771712"},
+            PHYSICAL,
+            id="v1, no bound",
+        ),
+    ],
+)
+def test_memory_is_what_the_control_group_allows(tmp_path: Path, files: dict[str, str], wanted: int) -> None:
+    assert memory_bytes(write(tmp_path, files)) == wanted
 
 
 @pytest.mark.parametrize(

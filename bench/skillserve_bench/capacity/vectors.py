@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from skillserve.errors import ConfigError, OutputError
+from skillserve.machine import memory_bytes
 from skillserve.settings import IndexSettings
 from skillserve_client import open_bundle
 from skillserve_client.vectors import Rows
@@ -119,6 +120,7 @@ def require_room(rows: int, dim: int, scratch: Path) -> None:
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):  # which, unlike free pages, counts what the kernel would drop
             available = int(line.split()[1]) * 1024
+    available = min(available, memory_bytes())  # the file is the machine's, also in a container
     if wanted > available:
         raise ConfigError(
             f"{rows:,} vectors of {dim:,} numbers",

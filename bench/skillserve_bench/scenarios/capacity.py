@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from skillserve.errors import ConfigError
+from skillserve.machine import memory_bytes
 from skillserve.settings import CapacitySettings, Settings
 from skillserve_bench.capacity.embedding import Rate, bytes_a_row, find_rate, require_rate
 from skillserve_bench.capacity.field import measure_field, require_kinds
@@ -54,7 +54,7 @@ def measure_capacity(
         rate = find_rate(repository, data, settings, folder)
         a_row = _bytes_a_row(source, folder, seed=capacity.seed)
         measured, absent = measure_field(source, capacity, folder)
-    memory_gib = capacity.memory_gib or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    memory_gib = capacity.memory_gib or memory_bytes() / 2**30
     machine = Machine(memory_bytes=memory_gib * 2**30, share=capacity.memory_share)
     embedding = None
     if rate is not None:

@@ -263,9 +263,9 @@ def test_a_small_catalogue_is_measured_and_planned(
     assert "train" not in growth
     assert "train" in figures["measured"]["ivf-sq8"]["growths"]
     assert growth["memory"]["rows"] == [1_000, 2_000]
-    # 32 float32 numbers; beside them a fixed part, and what the allocator rounds up.
+    # 32 float32 numbers; beside them a fixed part, and what the allocator rounds up, but not FAISS's code.
     assert growth["disk"]["values"][1][0] == pytest.approx(2_000 * 128, rel=0.01)
-    assert growth["memory"]["values"][1][0] >= 2_000 * 128
+    assert 2_000 * 128 <= growth["memory"]["values"][1][0] < 2_000 * 128 * 2
     assert figures["measured"]["flat"]["recalls"] == [1.0, 1.0]
     small, large = (values[0] for values in growth["memory"]["values"])
     line = large + max(large - small, 0.0) * 998  # a line through both sizes, at a million

@@ -105,6 +105,9 @@ def measure_field(
             except ServerError as error:  # Milvus gave up on this size; the others are measured all the same
                 absent[kind] = error.got
                 return {}
+            if served.memory_bytes <= 0:  # and there is no plan without that figure
+                absent[kind] = f"opening {rows:,} rows of it took no memory that could be seen (larger --rows do)"
+                return {}
             return {
                 "train": built.train_s,
                 "add": built.add_s,

@@ -1,10 +1,12 @@
 """One index of one size: built by one process, then opened and searched by another, whose memory is its own.
 
-What the first held and gave back would hide what the second needs.
+What the first held and gave back would hide what the second needs. Before an index is opened, so was one of a row: the
+library's code, which is read from its file when it is first used, is no memory of the index.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import statistics
 import time
@@ -33,8 +35,11 @@ MILVUS = "milvus-lite"
 
 Search = Callable[[Floats, int], tuple[Floats, Rows]]
 
+_INDEX, _ONE_ROW = "index.faiss", "one-row.faiss"
 _COLLECTION = "capacity"
 _AT_ONCE = 4_096
+_SAMPLES = 256
+"""Vectors from which the index of a row learns: what PQ has centroids for a byte."""
 _WARM_UP, _LEAST, _MOST_S = 3, 5, 3.0
 """Searches before the clock runs; those that are timed at least, and for how long at most."""
 
@@ -84,7 +89,14 @@ def build(order: Order) -> Built:
     vectors = np.load(order.vectors, mmap_mode="r")[: order.rows]
     train_s, add_s = (_inserted if order.kind == MILVUS else _structured)(order, vectors)
     files = [file for file in order.folder.rglob("*") if file.is_file()]
-    return Built(train_s=train_s, add_s=add_s, disk_bytes=sum(file.stat().st_size for file in files))
+    built = Built(train_s=train_s, add_s=add_s, disk_bytes=sum(file.stat().st_size for file in files))
+    if order.kind != MILVUS:
+        small = _empty(order, vectors.shape[1], rows=1)
+        if not small.trained:
+            small.train(vectors[:_SAMPLES])
+        small.add(vectors[:1])
+        small.write(order.folder / _ONE_ROW)
+    return built
 
 
 def serve(order: Order) -> Served:
@@ -120,24 +132,26 @@ def why_no_milvus(folder: Path) -> str | None:
 
 
 def _structured(order: Order, vectors: Floats) -> tuple[float, float]:
-    structure = Structure.empty(
-        order.kind,
-        vectors.shape[1],
-        rows=order.rows,
-        num_probes=order.num_probes,
-        search_breadth=order.search_breadth,
-    )
+    structure = _empty(order, vectors.shape[1], rows=order.rows)
     train_s = 0.0 if structure.trained else _seconds(lambda: structure.train(vectors))
     add_s = _seconds(lambda: structure.add(vectors))
-    structure.write(order.folder / "index.faiss")
+    structure.write(order.folder / _INDEX)
     return train_s, add_s
+
+
+def _empty(order: Order, dim: int, *, rows: int) -> Structure:
+    return Structure.empty(order.kind, dim, rows=rows, num_probes=order.num_probes, search_breadth=order.search_breadth)
 
 
 @contextmanager
 def _read(order: Order, queries: Floats) -> Iterator[tuple[Search, float]]:  # noqa: ARG001 -- as `_collection`
-    before = _memory_bytes()
-    structure = Structure.read(order.folder / "index.faiss")
-    yield structure.search, _memory_bytes() - before
+    Structure.read(order.folder / _ONE_ROW)
+    _resident_bytes()  # reading the figure takes memory, too, the first time
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's; else what was freed may hide a small index
+        trim(0)
+    before = _resident_bytes()
+    structure = Structure.read(order.folder / _INDEX)
+    yield structure.search, _resident_bytes() - before
 
 
 def _inserted(order: Order, vectors: Floats) -> tuple[float, float]:
@@ -182,7 +196,17 @@ def _identity(dim: int) -> Identity:
 
 
 def _memory_bytes() -> float:
+    """Of this process and those that it started."""
     return tree_memory_mib(os.getpid()) * 2**20
+
+
+def _resident_bytes() -> int:
+    """Of this process, page by page where the kernel (4.14 or later) adds them up, and else as it last counted them."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Rss:"))
+    except (OSError, StopIteration):
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _seconds(work: Callable[[], object]) -> float:

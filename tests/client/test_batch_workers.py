@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -103,6 +104,15 @@ class Crowded(InProcess):
         return 0
 
 
+class Hasty(InProcess):
+    """A cluster whose workers come to the end of two calls while nobody looks."""
+
+    def ended(self, calls: Sequence[int], *, timeout_s: float) -> list[int]:
+        """Two more calls of each worker are computed."""
+        super().ended(calls, timeout_s=timeout_s)
+        return super().ended(calls, timeout_s=timeout_s)
+
+
 @pytest.fixture
 def order(world: IndexSettings, wire_server: Any, tmp_path: Path) -> Order:
     wire_server.parameters = {"skillserve_max_sequence_tokens": "48"}
@@ -192,7 +202,9 @@ def test_a_run_whose_dead_workers_find_no_successor_ends_after_a_bounded_wait(
     carry_out: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_LONGEST_START_S", 0.05)
-    with pytest.raises(ServerError, match=r"no worker in place of the dead after .*; 0 cores .*are kept"):
+    with pytest.raises(
+        ServerError, match=r"no open worker in place of the dead after .*; 2 are opening .* 0 are free; .*kept"
+    ):
         carry_out(tmp_path / "crew", lambda _, what: what == "4", kind=Crowded)
     left = files_of(tmp_path / "crew")
     assert left
@@ -273,3 +285,21 @@ def test_a_worker_that_opened_another_bundle_than_the_run_writes_nothing(
     with pytest.raises(BundleError, match=r"got bundle .*, bundle_digest .* as at the start"):
         Run(job, workers.Workers(rank, models), spec).carry_out()
     assert not files_of(tmp_path / "out")
+
+
+def test_workers_that_died_while_results_were_written_get_successors_with_time_to_open(
+    carry_out: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only writing moves, each time by more than a run waits for workers."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    collect = workers._Shift.collect
+
+    def slowly_written(shift: Any) -> Any:
+        for finished in collect(shift):
+            yield finished
+            now[0] += 2 * workers._LONGEST_START_S
+
+    monkeypatch.setattr(workers._Shift, "collect", slowly_written)
+    summary = carry_out(tmp_path / "crew", lambda worker, what: worker == 0 and what == "1", 1, kind=Hasty)
+    assert summary.num_scored == NUM_SHARDS * SHARD_ROWS

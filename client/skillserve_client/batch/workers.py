@@ -134,6 +134,8 @@ class _Shift(Generic[R]):
                 try:
                     answer = self._cluster.answer(call)
                 except WorkerDied as death:
+                    if desk.is_open:  # perhaps long ago, while results were written; its successor has just been hired
+                        self._last_open = time.monotonic()
                     self._blame(shard, str(death))
                     self._left.extendleft(reversed([each for _, each in desk.calls if each]))
                     self._cluster.dismiss(desk.worker)
@@ -183,12 +185,14 @@ class _Shift(Generic[R]):
         )
 
     def _without_workers(self) -> ServerError:
-        what = "no worker in place of the dead" if self._any_opened else "no worker"
+        what = "no open worker in place of the dead" if self._any_opened else "no open worker"
         return ServerError(
             f"Ray at {self._score.ray_address or 'this machine'}",
-            got=f"{what} after {_LONGEST_START_S:.0f} s; {self._cluster.num_free_cores()} cores are free",
-            wanted=f"{self._score.worker_cores} for a worker",
-            fix="See who holds them: ray status. Then run the command again: finished shards are kept.",
+            got=f"{what} after {_LONGEST_START_S:.0f} s; {len(self._desks)} are opening or wait for cores, of which "
+            f"{self._cluster.num_free_cores()} are free",
+            wanted=f"one that has opened, with {self._score.worker_cores} cores",
+            fix="See who holds cores, or what a worker waits for: ray status. Then run the command again: finished "
+            "shards are kept.",
         )
 
 

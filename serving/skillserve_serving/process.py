@@ -46,7 +46,13 @@ class ServerProcess:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        return cls(popen=popen, pidfd=os.pidfd_open(popen.pid), regions=regions, log=watched)
+        try:
+            pidfd = os.pidfd_open(popen.pid)
+        except OSError:  # no file descriptor is left: nobody could stop it, and it would keep its ports
+            os.killpg(popen.pid, signal.SIGKILL)
+            popen.wait()
+            raise
+        return cls(popen=popen, pidfd=pidfd, regions=regions, log=watched)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for it to die, at most so long; returns whether it is dead."""
@@ -55,7 +61,8 @@ class ServerProcess:
     def stop(self, grace_s: float) -> None:
         """End it and its stubs, after at most `grace_s` for the requests in flight, and remove its shared memory."""
         if grace_s > 0:
-            self.popen.terminate()
+            with contextlib.suppress(ProcessLookupError):  # not `terminate`, which reaps whoever is dead
+                signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
             self.wait(grace_s)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)

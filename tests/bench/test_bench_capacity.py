@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import numpy as np
 import pytest
 
 from skillserve.cli import main
+from skillserve.errors import SkillserveError
 from skillserve.settings import CapacitySettings, IndexSettings
+from skillserve_bench.capacity import field
 from skillserve_bench.capacity.embedding import bytes_a_row
 from skillserve_bench.capacity.field import KINDS, recall
 from skillserve_bench.capacity.growth import LAWS, Estimate, Growth, Law
@@ -277,6 +281,35 @@ def test_a_small_catalogue_is_measured_and_planned(
     text = report.read_text()
     assert "## Indexes of 1,000,000 skills, computed" in text
     assert "NOT measured: 2 times FAISS's memory assumed" in text
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process has time to measure anything."""
+    monkeypatch.setattr(field, "_LIMIT_S", 0.0)
+    monkeypatch.setattr(field, "_LIMIT_S_A_NUMBER", 0.0)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_an_index_that_has_no_end_is_killed_and_named(tmp_path: Path) -> None:
+    settings = CapacitySettings(rows=(1_000, 2_000), kinds=("flat",), num_queries=10)
+    with pytest.raises(SkillserveError, match=r"`flat` of 1,000 rows: got no answer within 0 s.*--rows"):
+        field.measure_field(mixture(16, seed=1), settings, tmp_path)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_milvus_that_has_no_end_is_absent(tmp_path: Path) -> None:
+    settings = CapacitySettings(rows=(1_000, 2_000), kinds=(MILVUS,), num_queries=10)
+    assert field.measure_field(mixture(16, seed=1), settings, tmp_path) == ({}, {MILVUS: "no answer within 0 s"})
+
+
+@pytest.mark.parametrize(
+    ("work", "argument", "error"), [(os._exit, 3, "its end before it reported"), (int, "x", "invalid literal")]
+)
+def test_a_process_that_fails_says_so(work: Any, argument: object, error: str) -> None:
+    with pytest.raises((SkillserveError, ValueError), match=error):
+        field._in_process(work, argument, limit_s=60)
 
 
 def test_a_containers_limit_is_memory_that_there_is(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,7 +30,15 @@ KINDS = (*STRUCTURES, MILVUS)
 _LITE_SHARE = 4
 """Milvus Lite is measured at a quarter of the sizes: it compares in Python, and a search of 100,000 takes seconds."""
 
+_LIMIT_S, _LIMIT_S_A_NUMBER = 600.0, 5e-5
+"""How long a process may take, and how much more for each number of its vectors: 20 ms for 384 of them, several times
+what the slowest kinds take on one core."""
+
 Result = TypeVar("Result")
+
+
+class _Overtime(Exception):
+    """A process did not end within its limit, and was killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +79,14 @@ def measure_field(
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Measure every kind at every size, and say of those that are not open here why.
 
-    Raises SkillserveError if a process came to its end.
+    Raises SkillserveError if a process came to its end, or to none.
     """
     k = settings.top_k
     vectors, queries = scratch / "vectors.npy", scratch / "queries.npy"
     write_vectors(vectors, source, max(settings.rows), seed=settings.seed)
     write_vectors(queries, source, settings.num_queries, seed=settings.seed, stream=2)
     kinds, absent = list(settings.kinds), {}
-    if MILVUS in kinds and (why := _in_process(why_no_milvus, _emptied(scratch / "probe"))):
+    if MILVUS in kinds and (why := _why_no_milvus(_emptied(scratch / "probe"))):
         kinds.remove(MILVUS)
         absent[MILVUS] = why
     sizes = {kind: sorted(rows // (_LITE_SHARE if kind == MILVUS else 1) for rows in settings.rows) for kind in kinds}
@@ -87,6 +94,8 @@ def measure_field(
     exact = exact_neighbours(np.load(vectors, mmap_mode="r"), np.load(queries), every, k)
 
     def trial(kind: str, rows: int) -> Callable[[int], dict[str, float]]:
+        limit_s = _LIMIT_S + _LIMIT_S_A_NUMBER * rows * source.dim
+
         def measure(_number: int) -> dict[str, float]:
             order = Order(
                 kind=kind,
@@ -101,10 +110,20 @@ def measure_field(
             if kind in absent:
                 return {}
             try:
-                built, served = _in_process(build, order), _in_process(serve, order)
+                built, served = _in_process(build, order, limit_s=limit_s), _in_process(serve, order, limit_s=limit_s)
             except ServerError as error:  # Milvus gave up on this size; the others are measured all the same
                 absent[kind] = error.got
                 return {}
+            except _Overtime as error:
+                if kind == MILVUS:
+                    absent[kind] = f"{rows:,} rows of it had no end: {error}"
+                    return {}
+                raise SkillserveError(
+                    f"index `{kind}` of {rows:,} rows",
+                    got=str(error),
+                    wanted="its figures",
+                    fix=f"Measure smaller ones with --rows, or leave {kind} out of --kinds.",
+                ) from error
             if served.memory_bytes <= 0:  # and there is no plan without that figure
                 absent[kind] = f"opening {rows:,} rows of it took no memory that could be seen (larger --rows do)"
                 return {}
@@ -152,17 +171,48 @@ def _emptied(folder: Path) -> Path:
     return folder
 
 
-def _in_process(work: Callable[..., Result], *arguments: object) -> Result:
-    """The result of a function in a process that is new, but has imported what it needs: memory in it is its own."""
+def _why_no_milvus(folder: Path) -> str | None:
+    try:
+        return _in_process(why_no_milvus, folder, limit_s=_LIMIT_S)
+    except _Overtime as error:
+        return str(error)
+
+
+def _in_process(work: Callable[..., Result], *arguments: object, limit_s: float) -> Result:
+    """The result of a function in a process that is new, but has imported what it needs: memory in it is its own.
+
+    Raises what the function raises, _Overtime, and SkillserveError if the process ended without a word.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["skillserve_bench.capacity.trials"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_tell, args=(sender, work, arguments))
+    with receiver:
+        with sender:  # ours: as long as it is open, nobody hears that the process is gone
+            process.start()
         try:
-            return pool.submit(work, *arguments).result()
-        except BrokenProcessPool as error:
+            if not receiver.poll(limit_s):
+                raise _Overtime(f"no answer within {limit_s:,.0f} s")
+            result, error = receiver.recv()
+        except EOFError as end:
             raise SkillserveError(
                 f"a process that measures an index ({work.__name__})",
                 got="its end before it reported",
                 wanted="its figures",
                 fix="Look for the reason in the kernel's log (out of memory?), then measure fewer --rows or --kinds.",
-            ) from error
+            ) from end
+        finally:
+            process.kill()  # also where it has told its result and does not leave
+            process.join()
+    if error is not None:
+        raise error
+    found: Result = result
+    return found
+
+
+def _tell(sender: Connection, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    try:
+        told: tuple[object, Exception | None] = work(*arguments), None
+    except Exception as error:  # noqa: BLE001 -- whatever it is, it is raised where somebody waits
+        told = None, error
+    sender.send(told)

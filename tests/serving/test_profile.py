@@ -168,6 +168,16 @@ def test_a_plan_keeps_the_batch_that_it_was_built_for() -> None:
         tune(plan, Tuning(max_batch_size=8))
 
 
+def test_turns_are_set_only_where_the_export_set_them() -> None:
+    """It leaves them out where they only cost time, such as for late interaction."""
+    model = ModelConfig(name="m")
+    tune(model, Tuning(execution_tokens=64))
+    assert not model.parameters
+    model.parameters["skillserve_execution_tokens"].string_value = "2048"
+    tune(model, Tuning(execution_tokens=64))
+    assert model.parameters["skillserve_execution_tokens"].string_value == "64"
+
+
 def test_a_model_that_finds_no_room_stays_as_it_was_laid_out(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +213,6 @@ def test_a_tuned_server_runs_so_also_after_a_reload_and_its_repository_stays(rep
     path = repository / "skill_embedder" / "config.pbtxt"
     before = path.read_bytes()
     changes = {"num_instances": 2, "num_threads": 1, "max_batch_size": 8, "max_queue_delay_microseconds": 300}
-    changes["execution_tokens"] = 64
     with running_server(toys.settings(repository).model_copy(update=changes)) as server:
         assert server.tuning.changes == changes
         assert server.reload("skill_embedder").state == "green"
@@ -212,7 +221,6 @@ def test_a_tuned_server_runs_so_also_after_a_reload_and_its_repository_stays(rep
                 config = json.load(answer)
             assert config["instance_group"][0]["count"] == 2
             assert config["parameters"]["intra_op_thread_count"]["string_value"] == "1"
-            assert config["parameters"]["skillserve_execution_tokens"]["string_value"] == "64"
             assert config["max_batch_size"] == 8
             assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 300
         assert path.read_bytes() == before

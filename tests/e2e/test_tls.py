@@ -7,7 +7,7 @@ import json
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from skillserve_bench.load.target import InferTarget
 from skillserve_bench.messages import messages, rows
 from skillserve_client import AsyncTriton
 from skillserve_client import Triton as Client
+from skillserve_serving import launcher
+from skillserve_serving.commandline import server_arguments
 from skillserve_serving.launcher import Triton
 
 pytestmark = [
@@ -51,20 +53,19 @@ def self_signed(folder: Path, name: str) -> Pair:
     return pair
 
 
-class Encrypted(Triton):
-    """Triton with its own flags for TLS, to which the supervisor has none; health is asked over HTTP as ever."""
+def with_certificates(ours: Pair, clients: Path) -> Callable[..., list[str]]:
+    """The arguments of a server with Triton's own flags for TLS, to which the supervisor has none."""
 
-    ours: Pair
-    clients: Path
-
-    def _arguments(self, backends: Path, regions: str) -> list[str]:
+    def arguments(*given: Any, **named: Any) -> list[str]:
         return [
-            *super()._arguments(backends, regions),
+            *server_arguments(*given, **named),
             "--grpc-use-ssl-mutual=1",
-            f"--grpc-server-cert={self.ours.certificate}",
-            f"--grpc-server-key={self.ours.key}",
-            f"--grpc-root-cert={self.clients}",
+            f"--grpc-server-cert={ours.certificate}",
+            f"--grpc-server-key={ours.key}",
+            f"--grpc-root-cert={clients}",
         ]
+
+    return arguments
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +76,11 @@ def encrypted(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
         http, grpc, metrics = (each.getsockname()[1] for each in sockets)
-    server = Encrypted(ServeSettings(repository=repository, http_port=http, grpc_port=grpc, metrics_port=metrics))
-    server.ours, server.clients = ours, theirs.certificate
+    server = Triton(ServeSettings(repository=repository, http_port=http, grpc_port=grpc, metrics_port=metrics))
     try:
-        server.start()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launcher, "server_arguments", with_certificates(ours, theirs.certificate))
+            server.start()  # its health is asked over HTTP as ever
         yield ClientSettings(
             url=server.grpc_address,
             tls=True,

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from skillserve.machine import num_cores, processor
+from skillserve.machine import memory_bytes, num_cores, processor
 from skillserve_bench.gpus import gpu_names
 from skillserve_bench.load.priority import may_be_first
 
@@ -52,13 +52,12 @@ class Environment:
 
 def observe(packages: Sequence[str] = ()) -> Environment:
     """Describe this machine, with the versions of the usual packages and of `packages`."""
-    pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return Environment(
         date=datetime.now(UTC).date().isoformat(),
         commit=_commit(Path(__file__).parent),
         processor=processor(),
         num_cores=num_cores(),
-        memory_gib=round(pages * page_bytes / 2**30, 1),
+        memory_gib=round(memory_bytes() / 2**30, 1),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         packages={name: _version(name) for name in (*_ALWAYS, *packages)},

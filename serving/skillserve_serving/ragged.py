@@ -178,12 +178,12 @@ def _turns(spec: ModelSpec, feeds: Feeds) -> Iterator[Feeds]:
     if not spec.execution_tokens or feeds[INPUT_IDS].size <= spec.execution_tokens:
         yield feeds
         return
-    lens = feeds[SEQ_LENS]
-    ends = np.cumsum(lens, dtype=np.int64)
+    ids, lens = feeds[INPUT_IDS], feeds[SEQ_LENS]
+    start = 0
     for members in token_budget_batches(lens.tolist(), max_tokens=spec.execution_tokens):
-        own = lens[members]
-        end = int(ends[members][-1])
-        yield join(spec, [{INPUT_IDS: feeds[INPUT_IDS][end - int(own.sum(dtype=np.int64)) : end], SEQ_LENS: own}])
+        end = start + int(lens[members].sum(dtype=np.int64))
+        yield join(spec, [{INPUT_IDS: ids[start:end], SEQ_LENS: lens[members]}])
+        start = end
 
 
 def _scatter(spec: ModelSpec, rows: Rows, requests: Sequence[Wire]) -> list[Rows | Refusal]:

@@ -148,6 +148,7 @@ def overhead(
     "bench.seed",
     "bench.peers_folder",
     *(f"index.{name}" for name in ("kind", "uri", "milvus_timeout_s", "lexical_weight", "part_weight")),
+    "index.token_embeddings",
     "client",
 )
 def latency(

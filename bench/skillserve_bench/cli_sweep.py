@@ -22,7 +22,13 @@ _RECOMMENDATION = {"what": "recommendation", "option": "--recommend-to"}
 
 
 @with_settings(
-    "sweep", "bench.num_clients", "bench.num_workers", "bench.seed", "client.timeout_s", "client.num_in_flight"
+    "sweep",
+    "bench.num_clients",
+    "bench.num_workers",
+    "bench.seed",
+    "index.token_embeddings",
+    "client.timeout_s",
+    "client.num_in_flight",
 )
 def sweep(
     repository: Annotated[

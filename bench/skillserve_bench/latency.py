@@ -179,8 +179,10 @@ def _measure_field(
 
 def _sources(lines: Lines) -> Sequence[str]:
     index = lines.index
+    kept = index.token_embeddings
     return [
         f"Bundle: vectors in {index.kind}, lexical weight {index.lexical_weight:g}, part weight {index.part_weight:g}.",
+        *(["It keeps the token embeddings of its skills: what reranking reads of them was read in advance."] * kept),
         *_requests(lines),
     ]
 

@@ -72,7 +72,8 @@ class Lines:
         texts = self.texts[level] = read_texts(self._data, seed=self._seed)
         if level == "search":
             search = SearchTarget(self._client, self.index, self._search)
-            roles: tuple[Role, ...] = ("embedder", "reranker") if self._has_reranker() else ("embedder",)
+            second: Role = "token_embedder" if self.index.token_embeddings else "reranker"
+            roles: tuple[Role, ...] = ("embedder", second) if self._has_reranker() else ("embedder",)
             return self._contender(level, search, TextSupply(texts, str.encode), roles)
         folder = self._repository / MODEL_NAMES[level]
         model = self._triton.served(level)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from skillserve.console import progress, talk
-from skillserve.errors import BundleError, CatalogueError, SkillserveError
+from skillserve.errors import BundleError, CatalogueError, ConfigError, SkillserveError
 from skillserve.framing import RerankerTokens, mend
 from skillserve.fusion import FirstStageWeights
 from skillserve.lexical import LexicalIndex
@@ -22,7 +22,7 @@ from skillserve.text import skill_text
 from skillserve_client.bundle import Bundle, open_bundle
 from skillserve_client.corpus import Corpus
 from skillserve_client.doors import drafted
-from skillserve_client.filling import fill, identity_of, state_digest, tokenised
+from skillserve_client.filling import fill, identity_of, read_tokens, state_digest, tokenised
 from skillserve_client.index import FlatIndex
 from skillserve_client.manifest import (
     CALIBRATION_FILE,
@@ -35,6 +35,8 @@ from skillserve_client.manifest import (
     RERANKER_CARD,
     RERANKER_TOKENIZER,
     SKILLS_FILE,
+    TOKENS_FILE,
+    LateInteraction,
     Manifest,
     ModelEntry,
     Quality,
@@ -90,6 +92,7 @@ def build_bundle(
     skills = [_mended(skill, catalogue) for skill in read_skills(catalogue)]
     judged = read_judged(queries, qrels) if queries else None
     sources = read_sources(index.models, triton)
+    token_embedder = _token_embedder(index, sources, triton)
     digest = catalogue_digest(skills)
     live = _live(index)
     if not force and live is not None and _is_current(live, digest, sources, judged, index):
@@ -121,11 +124,17 @@ def build_bundle(
             held=held,
             lasting=draft.collection is not None,
         )
+        reranker = _reranker(sources)
+        tokens = None
+        if token_embedder is not None and reranker is not None:
+            unchanged = None if live is None or force else live
+            tokens = read_tokens(skills_table, reranker, token_embedder, triton, held=unchanged)
         corpus = Corpus(
             index=draft.index,
             skills=skills_table,
             embedder=embedder,
-            reranker=_reranker(sources),
+            reranker=reranker,
+            tokens=tokens,
             lexical=lexical,
             weights=weights,
         )
@@ -135,12 +144,14 @@ def build_bundle(
             files[INDEX_FILE] = draft.index.to_bytes()
         for role, source in sources.items():
             files |= {_CARDS[role]: source.card_json, _TOKENIZERS[role]: source.tokenizer_json}
+        if tokens is not None:
+            files[TOKENS_FILE] = tokens.to_bytes()
         if lexical is not None:
             files[LEXICAL_FILE] = lexical.to_bytes()
         if quality is not None:
             files[QUALITY_FILE] = (quality.model_dump_json(indent=2) + "\n").encode()
-        files |= _calibration(live, digest, sources, weights)
-        require_unchanged(sources, triton)
+        files |= _calibration(live, digest, sources, index)
+        require_unchanged(sources if token_embedder is None else {**sources, "token_embedder": token_embedder}, triton)
         advice = "Run the command again; with --force this run's catalogue wins."
         with next_version(index, over=live_before, advice=advice, force=force):
             manifest = publish(
@@ -154,10 +165,37 @@ def build_bundle(
                     for role, source in sources.items()
                 },
                 weights=weights,
+                late_interaction=None if tokens is None else LateInteraction.of(tokens.how),
                 collection=draft.collection,
                 switched=draft.switched,
             )
     return Built(manifest=manifest, quality=quality, current=False, calibrated=CALIBRATION_FILE in files)
+
+
+def _token_embedder(index: IndexSettings, sources: dict[Role, Source], triton: Inference) -> Source | None:
+    """What reads the tokens of skills, where they are to be kept; where they could be, that is said.
+
+    Raises ConfigError for a reranker that compares no tokens, and as `read_sources`.
+    """
+    reranker = sources.get("reranker")
+    compares = reranker is not None and reranker.card.score_kind == "max_sim"
+    if not index.token_embeddings:
+        if compares:
+            talk(
+                "The reranker compares tokens, and reads all those of its candidates in every search. With "
+                "--token-embeddings the bundle keeps what it reads in skills, and reranking is many times faster."
+            )
+        return None
+    if not compares:
+        raise ConfigError(
+            "setting index.token_embeddings",
+            got="a repository without a reranker"
+            if reranker is None
+            else f"a reranker of score kind {reranker.card.score_kind}, which reads request and skill together",
+            wanted="one of score kind max_sim, which compares their tokens",
+            fix="Leave it out, or train such a reranker: skillserve train reranker --interaction late",
+        )
+    return read_sources(index.models, triton, roles=("token_embedder",))["token_embedder"]
 
 
 def _reranker(sources: dict[Role, Source]) -> RerankerTokens | None:
@@ -192,7 +230,7 @@ def _live(index: IndexSettings) -> Bundle | None:
 
 
 def _calibration(
-    live: Bundle | None, digest: str, sources: dict[Role, Source], weights: FirstStageWeights
+    live: Bundle | None, digest: str, sources: dict[Role, Source], index: IndexSettings
 ) -> dict[str, bytes]:
     """The live bundle's calibration, where it holds for the new one too; if it does not, that is said."""
     if live is None or live.calibration is None:
@@ -200,7 +238,8 @@ def _calibration(
     same = {
         "models": live.digests == {role: source.card.digest for role, source in sources.items()},
         "catalogue": live.manifest.catalogue_digest == digest,
-        "first-stage weights": live.manifest.weights == weights,
+        "first-stage weights": live.manifest.weights == FirstStageWeights.of(index),
+        "use of token embeddings": (live.corpus.tokens is not None) == index.token_embeddings,
     }
     if all(same.values()):
         return {CALIBRATION_FILE: (live.calibration.model_dump_json(indent=2) + "\n").encode()}
@@ -223,6 +262,7 @@ def _is_current(
         and (collection.alias if collection else None) == (index.alias if index.kind == "milvus" else None)
         and live.manifest.catalogue_digest == digest
         and live.manifest.weights == FirstStageWeights.of(index)
+        and (live.corpus.tokens is not None) == index.token_embeddings
         and live.digests == models
         # The digest covers the tokenizer of the weights; this asks for the bytes that were served with them.
         and all(

@@ -18,6 +18,7 @@ from skillserve.card import ModelCard
 from skillserve.errors import BundleError
 from skillserve.framing import RerankerTokens
 from skillserve.lexical import LexicalIndex
+from skillserve.max_sim import Interaction
 from skillserve.settings import IndexSettings
 from skillserve.tensors import Role
 from skillserve_client.calibration import Calibration
@@ -36,11 +37,13 @@ from skillserve_client.manifest import (
     RERANKER_CARD,
     RERANKER_TOKENIZER,
     SKILLS_FILE,
+    TOKENS_FILE,
     Manifest,
     Pointer,
     Quality,
 )
 from skillserve_client.table import SkillTable
+from skillserve_client.token_embeddings import TokenEmbeddings
 from skillserve_client.tokens import embedder_tokens, reranker_tokens
 from skillserve_client.vectors import VectorIndex
 from skillserve_client.verified import REBUILD, damaged, read_manifest, read_verified
@@ -70,8 +73,14 @@ class Bundle:
 
     @property
     def digests(self) -> dict[Role, str]:
-        """Role → digest of the model that the bundle was built with."""
+        """Role → digest of the weights that the bundle was built with."""
         return {role: entry.digest for role, entry in self.manifest.models.items()}
+
+    @property
+    def serving(self) -> dict[Role, str]:
+        """Role → digest of the models that searches ask."""
+        stages: dict[Role, Role] = {"embedder": "embedder", "reranker": self.corpus.second_stage}
+        return {stages[role]: digest for role, digest in self.digests.items()}
 
 
 def read_files(bundle: Bundle) -> dict[str, bytes]:
@@ -135,6 +144,10 @@ def _assemble(
     lexical: LexicalIndex | None = None
     if LEXICAL_FILE in contents:
         lexical = _read_lexical(folder / LEXICAL_FILE, contents[LEXICAL_FILE], manifest)
+    tokens: TokenEmbeddings | None = None
+    if manifest.late_interaction is not None:
+        how = manifest.late_interaction.how
+        tokens = _read_tokens(folder / TOKENS_FILE, contents[TOKENS_FILE], how, manifest)
     quality: Quality | None = None
     if QUALITY_FILE in contents:
         try:
@@ -149,6 +162,7 @@ def _assemble(
         skills=skills,
         embedder=embedder_tokens(embedder, contents[EMBEDDER_TOKENIZER]),
         reranker=reranker,
+        tokens=tokens,
         lexical=lexical,
         weights=manifest.weights,
     )
@@ -189,6 +203,13 @@ def _read_lexical(path: Path, content: bytes, manifest: Manifest) -> LexicalInde
     if len(lexical) != manifest.num_skills:
         raise damaged(path, f"words of {len(lexical)} skills", f"{manifest.num_skills}, as the manifest says")
     return lexical
+
+
+def _read_tokens(path: Path, content: bytes, how: Interaction, manifest: Manifest) -> TokenEmbeddings:
+    tokens = TokenEmbeddings.from_bytes(content, how, subject=f"bundle file `{path}`")
+    if len(tokens) != manifest.num_skills:
+        raise damaged(path, f"token embeddings of {len(tokens)} skills", f"{manifest.num_skills}, as the manifest says")
+    return tokens
 
 
 def _read_calibration(path: Path, content: bytes, manifest: Manifest) -> Calibration:

@@ -144,5 +144,6 @@ def _publish(live: Bundle, calibration: Calibration, index: IndexSettings) -> Ma
             catalogue=live.manifest.catalogue_digest,
             models=live.manifest.models,
             weights=live.manifest.weights,
+            late_interaction=live.manifest.late_interaction,
             collection=live.manifest.collection,
         )

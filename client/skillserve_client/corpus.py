@@ -15,6 +15,7 @@ from skillserve.lexical import LexicalIndex
 from skillserve.settings import SearchSettings
 from skillserve.tensors import Ids, Role
 from skillserve_client.table import SkillTable
+from skillserve_client.token_embeddings import TokenEmbeddings
 from skillserve_client.vectors import Rows, VectorIndex
 from skillserve_client.wire import Floats
 
@@ -47,12 +48,19 @@ class Corpus:
     skills: SkillTable
     embedder: EmbedderTokens
     reranker: RerankerTokens | None
+    tokens: TokenEmbeddings | None = None
+    """Where they are kept, skills are compared by them."""
     lexical: LexicalIndex | None = None
     weights: FirstStageWeights = PLAIN
     """Those of the first stage, unless a search says otherwise."""
 
+    @property
+    def second_stage(self) -> Role:
+        """The model that candidates are reranked by, if there is one."""
+        return "reranker" if self.tokens is None else "token_embedder"
+
     def score_kind(self, role: Role) -> ScoreKind:
-        """How the model of a role scores."""
+        """How the model of a role scores sequences."""
         tokens = self.reranker if role == "reranker" and self.reranker else self.embedder
         return tokens.card.score_kind
 
@@ -132,14 +140,15 @@ class Corpus:
 
     def pairs(self, query: Ids, rows: Iterable[int]) -> list[Ids]:
         """The reranker's sequences for a request (its bare ids) and the skills at these rows."""
-        reranker = self._require_reranker()
+        reranker = self.require_reranker()
         return [reranker.pair(query, self.skills.rerank_ids(row)) for row in rows]
 
     def final_scores(self, logits: Floats, first_stage: Floats) -> Floats:
         """What reranked candidates are ordered by: logit and first-stage score, as the reranker's card weighs them."""
-        return fuse(logits, first_stage, self._require_reranker().card.similarity_weight)
+        return fuse(logits, first_stage, self.require_reranker().card.similarity_weight)
 
-    def _require_reranker(self) -> RerankerTokens:
+    def require_reranker(self) -> RerankerTokens:
+        """What reads requests and skills for the second stage; ValueError without one."""
         if self.reranker is None:
             raise ValueError("this corpus has no reranker")
         return self.reranker

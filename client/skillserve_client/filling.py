@@ -1,4 +1,4 @@
-"""From skills to a filled index: what is unchanged keeps its vector, the rest is embedded."""
+"""From skills to a filled index: what is unchanged keeps its vectors, the rest is embedded."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ import numpy as np
 
 from skillserve.console import progress, talk
 from skillserve.errors import BundleError
-from skillserve.framing import EmbedderTokens
+from skillserve.framing import EmbedderTokens, RerankerTokens
 from skillserve.records import Skill
-from skillserve.tensors import Ids
+from skillserve.tensors import Ids, token_budget_batches
+from skillserve_client.bundle import Bundle
 from skillserve_client.models import Source
+from skillserve_client.table import SkillTable
+from skillserve_client.token_embeddings import SkillTokens, TokenEmbeddings
 from skillserve_client.vectors import Entries, Identity, Mark, VectorIndex, differences
 from skillserve_client.wire import Floats, Inference
 
-__all__ = ["fill", "identity_of", "state_digest", "tokenised"]
+__all__ = ["fill", "identity_of", "read_tokens", "state_digest", "tokenised"]
 
 _SKILLS_AT_ONCE = 512
 """Skills tokenised between two ticks of the progress bar."""
+_TOKENS_AT_ONCE = 131_072
+"""Tokens whose embeddings are in memory in float32: 200 MB of them at D = 384."""
 _SKILLS_A_WRITE = 4_096
 """Skills embedded between two writes to an index that outlives a killed build; a pause of the server each."""
 
@@ -80,6 +85,40 @@ def fill(
             wanted=f"{len(marks)}, one a skill",
             fix="Nothing was published. If nobody else writes to that index, run the command again with --force.",
         )
+
+
+def read_tokens(
+    skills: SkillTable, reranker: RerankerTokens, source: Source, triton: Inference, *, held: Bundle | None
+) -> TokenEmbeddings:
+    """The token embeddings of all skills, those of unchanged ones from another bundle of the same model.
+
+    Raises ServerError, and BundleError if the server changed to another model.
+    """
+    dim, how = source.served.dim, source.served.interaction
+    if dim is None or how is None:
+        raise ValueError(f"{source.served.name} is no token embedder")
+    before = held.corpus.tokens if held is not None and held.digests.get("reranker") == source.card.digest else None
+    if before is not None and (before.dim, before.how) != (dim, how):
+        before = None
+    known = {} if held is None or before is None else held.corpus.skills.marks()
+    marks = skills.marks()
+    found: dict[int, SkillTokens] = {}
+    if before is not None:
+        for skill, mark in marks.items():
+            if skill in known and known[skill].digest == mark.digest:
+                found[mark.row] = before.skill(known[skill].row)
+        talk(f"{len(found)} of {len(marks)} skills are unchanged and keep their token embeddings.")
+    fresh = [row for row in range(len(skills)) if row not in found]
+    texts = {row: reranker.skill_alone(skills.rerank_ids(row)) for row in fresh}
+    fresh.sort(key=lambda row: -len(texts[row]))
+    with progress("reading skills token by token", len(fresh)) as bar:
+        # In parts, since in float32 those of all skills may not fit into memory.
+        for part in token_budget_batches([len(texts[row]) for row in fresh], max_tokens=_TOKENS_AT_ONCE):
+            asked = [texts[row] for row in fresh[part]]
+            rows = triton.infer("token_embedder", asked, progress=bar.advance, digest=source.card.digest)
+            ends = np.cumsum([len(text) for text in asked])[:-1]
+            found |= {row: SkillTokens.of(own) for row, own in zip(fresh[part], np.split(rows, ends), strict=True)}
+    return TokenEmbeddings.joined((found[row] for row in range(len(skills))), dim, how)
 
 
 def tokenised(tokenise: Callable[[Sequence[Skill]], list[Ids]], skills: Sequence[Skill], title: str) -> list[Ids]:

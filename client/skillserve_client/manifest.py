@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from skillserve.fusion import FirstStageWeights
+from skillserve.max_sim import Interaction
 from skillserve.parts import PART_FORMAT
 from skillserve.records import Skill
 from skillserve.tensors import Role
@@ -31,8 +32,10 @@ __all__ = [
     "RERANKER_CARD",
     "RERANKER_TOKENIZER",
     "SKILLS_FILE",
+    "TOKENS_FILE",
     "Collection",
     "FileEntry",
+    "LateInteraction",
     "Manifest",
     "ModelEntry",
     "Pointer",
@@ -53,13 +56,14 @@ INDEX_FILE = "index.faiss"
 LEXICAL_FILE = "lexical.bm25"
 QUALITY_FILE = "quality.json"
 CALIBRATION_FILE = "calibration.json"
+TOKENS_FILE = "token_embeddings.npz"
 EMBEDDER_CARD = "embedder.card.json"
 EMBEDDER_TOKENIZER = "embedder.tokenizer.json"
 RERANKER_CARD = "reranker.card.json"
 RERANKER_TOKENIZER = "reranker.tokenizer.json"
 REQUIRED_FILES = frozenset({SKILLS_FILE, EMBEDDER_CARD, EMBEDDER_TOKENIZER})
 OPTIONAL_FILES = frozenset(
-    {INDEX_FILE, RERANKER_CARD, RERANKER_TOKENIZER, LEXICAL_FILE, QUALITY_FILE, CALIBRATION_FILE}
+    {INDEX_FILE, RERANKER_CARD, RERANKER_TOKENIZER, LEXICAL_FILE, QUALITY_FILE, CALIBRATION_FILE, TOKENS_FILE}
 )
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -85,6 +89,23 @@ class ModelEntry(Record):
     digest: Sha256
     served_version: str
     """Model version on the server that built the bundle, for the record; the digest decides."""
+
+
+class LateInteraction(Record):
+    """What scores are made with of token embeddings, as the server that gave them said; see `skillserve.max_sim`."""
+
+    window: int = Field(gt=0)
+    scale: float = Field(gt=0, allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, how: Interaction) -> LateInteraction:
+        """The same, to be written down."""
+        return cls(window=how.window, scale=how.scale)
+
+    @property
+    def how(self) -> Interaction:
+        """The same, as it is computed with."""
+        return Interaction(window=self.window, scale=self.scale)
 
 
 class Collection(Record):
@@ -118,6 +139,8 @@ class Manifest(Record):
     """Weight of a request's parts there."""
     part_format: str = PART_FORMAT
     """How requests were taken apart when the bundle was measured; bundles from before there were parts weigh none."""
+    late_interaction: LateInteraction | None = None
+    """Of a bundle that keeps token embeddings."""
     text_format: str
     catalogue_digest: Sha256
     models: dict[Role, ModelEntry]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.errors import RepositoryError
-from skillserve.tensors import MODEL_NAMES, Role
+from skillserve.tensors import MODEL_NAMES, Role, weights_role
 from skillserve_client.wire import Describing, ServedModel
 
 __all__ = ["Source", "read_sources", "require_unchanged"]
@@ -31,7 +31,7 @@ class Source:
 
 
 def read_sources(
-    repository: Path, triton: Describing, *, roles: Sequence[Role] = tuple(MODEL_NAMES)
+    repository: Path, triton: Describing, *, roles: Sequence[Role] = ("embedder", "reranker")
 ) -> dict[Role, Source]:
     """The models of the repository, each compared with the server; a repository may hold no reranker.
 
@@ -45,7 +45,7 @@ def read_sources(
         card_json, tokenizer_json = _exported(folder, CARD_FILE), _exported(folder, _TOKENIZER_FILE)
         card = read_card(folder)
         served = triton.served(role)
-        if served.digest != card.digest or card.role != role:
+        if served.digest != card.digest or card.role != weights_role(role):
             raise RepositoryError(
                 f"model folder `{folder}`, {card.role} {card.short_digest}",
                 got=f"a server that runs {role} {served.digest[:12]}",

@@ -2,6 +2,8 @@
 
     query → token ids → embed → candidates from the index → pairs → rerank → probability → hits, or abstained
 
+Where the bundle keeps token embeddings, the request is read instead of pairs, see `skillserve_client.reranking`.
+
 The plan is a generator. It yields `Step`s (sequences to be inferred), is sent arrays or has the server's error
 thrown into it, and returns the `Answer`. Every decision is made here, once, for the blocking and the asyncio
 searcher.
@@ -26,6 +28,7 @@ from skillserve_client.abstention import Verdict, judge
 from skillserve_client.bundle import Bundle
 from skillserve_client.calibration import NUM_BACKGROUND
 from skillserve_client.corpus import Candidates
+from skillserve_client.reranking import rerank
 from skillserve_client.wire import Floats
 
 __all__ = ["DEFAULT_DEPTH", "FAILURES", "Plan", "Step", "choose_depth", "order_reranked", "plan_search", "proceed"]
@@ -106,7 +109,8 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
         try:
             if deadline is not None and deadline - time.monotonic() < _LEAST_RERANK_S:
                 raise _too_late("reranking", "no time left")
-            logits = yield Step("reranker", corpus.pairs(pair_side.ids, candidates.rows[:depth].tolist()), deadline)
+            reranking = rerank(corpus, pair_side.ids, candidates.rows[:depth].tolist())
+            logits = reranking.logits((yield Step(corpus.second_stage, reranking.sequences, deadline)))
             scores = corpus.final_scores(logits, candidates.scores[:depth])
         except FAILURES as error:
             status = "degraded"

@@ -7,26 +7,21 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from skillserve.errors import CatalogueError
 from skillserve.metrics import evaluate
 from skillserve.records import Qrels, Query
 from skillserve.settings import SearchSettings
 from skillserve.skillfile import read_qrels, read_queries
-from skillserve.tensors import Ids
 from skillserve_client.corpus import Candidates, Corpus
 from skillserve_client.embedding import Bars, embed_requests
 from skillserve_client.manifest import Quality
 from skillserve_client.plan import DEFAULT_DEPTH, order_reranked
+from skillserve_client.reranking import rerank_all
 from skillserve_client.wire import Inference
 
 __all__ = ["Judged", "measure", "read_judged"]
 
 K = 10
-_QUERIES_AT_ONCE = 32
-"""Requests whose pairs are in memory together."""
-
 _METRICS = (f"ndcg@{K}", f"recall@{K}", f"completeness@{K}")
 
 
@@ -101,21 +96,12 @@ def _reranked(
     triton: Inference,
     progress: Bars,
 ) -> list[list[str]]:
-    if corpus.reranker is None:
-        raise ValueError("this corpus has no reranker")
-    reads = corpus.reranker.queries(texts)
+    reads = [cut.ids for cut in corpus.require_reranker().queries(texts)]
     tops = [candidates.rows[:depth].tolist() for candidates in found]
     rankings: list[list[str]] = []
-    with progress("reranking candidates", sum(map(len, tops))) as bar:
-        for start in range(0, len(texts), _QUERIES_AT_ONCE):
-            part = range(start, min(start + _QUERIES_AT_ONCE, len(texts)))
-            pairs: list[Ids] = [pair for i in part for pair in corpus.pairs(reads[i].ids, tops[i])]
-            logits = np.split(
-                triton.infer("reranker", pairs, progress=bar.advance), np.cumsum([len(tops[i]) for i in part])[:-1]
-            )
-            for i, of_top in zip(part, logits, strict=True):
-                scores = corpus.final_scores(of_top, found[i].scores[:depth])
-                rankings.append([first[i][place] for place in order_reranked(scores, len(first[i])).tolist()])
+    for logits, candidates, order in zip(rerank_all(corpus, reads, tops, triton, progress), found, first, strict=True):
+        scores = corpus.final_scores(logits, candidates.scores[:depth])
+        rankings.append([order[place] for place in order_reranked(scores, len(order)).tolist()])
     return rankings
 
 

@@ -18,21 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from skillserve.errors import RequestRejected
-from skillserve.tensors import Ids
 from skillserve_client.bundle import Bundle
 from skillserve_client.calibration import NUM_BACKGROUND, Doubles, Feature, StageName, describe
 from skillserve_client.corpus import Candidates
 from skillserve_client.embedding import Bars, embed_requests
 from skillserve_client.leaning import leanings
+from skillserve_client.reranking import rerank_all
 from skillserve_client.wire import Floats, Inference
 
 __all__ = ["Asked", "Outcome", "Samples", "Scored", "Weights", "sample", "score_requests"]
 
 Bools = npt.NDArray[np.bool_]
 Outcome = Literal["answerable", "none", "left out"]
-
-_QUERIES_AT_ONCE = 32
-"""Requests whose pairs are in memory together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,22 +192,13 @@ def _reranked(
     progress: Bars,
 ) -> list[Floats]:
     corpus = bundle.corpus
-    if corpus.reranker is None:
-        raise ValueError("this bundle has no reranker")
-    reads = corpus.reranker.queries(texts)
-    tops = [found.rows[:depth] for found, depth in zip(candidates, depths, strict=True)]
-    scores: list[Floats] = []
-    with progress("reranking candidates", sum(map(len, tops))) as bar:
-        for start in range(0, len(texts), _QUERIES_AT_ONCE):
-            part = range(start, min(start + _QUERIES_AT_ONCE, len(texts)))
-            pairs: list[Ids] = [pair for i in part for pair in corpus.pairs(reads[i].ids, tops[i].tolist())]
-            logits = triton.infer("reranker", pairs, progress=bar.advance, digest=bundle.digests["reranker"])
-            parts = np.split(_finite(logits, "scores"), np.cumsum([len(tops[i]) for i in part])[:-1])
-            scores += [
-                corpus.final_scores(found, candidates[i].scores[: len(found)])
-                for i, found in zip(part, parts, strict=True)
-            ]
-    return scores
+    reads = [cut.ids for cut in corpus.require_reranker().queries(texts)]
+    tops = [found.rows[:depth].tolist() for found, depth in zip(candidates, depths, strict=True)]
+    reranked = rerank_all(corpus, reads, tops, triton, progress, digest=bundle.digests["reranker"])
+    return [
+        corpus.final_scores(_finite(logits, "scores"), found.scores[: len(logits)])
+        for logits, found in zip(reranked, candidates, strict=True)
+    ]
 
 
 def _finite(rows: Floats, what: str) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ __all__ = ["AsyncSearcher", "Searcher", "check_models"]
 def check_models(bundle: Bundle, served: Mapping[Role, ServedModel]) -> None:
     """Refuse a server that runs other models than those the bundle was built with; raises BundleError."""
     for role, model in served.items():
-        wanted = bundle.digests[role]
+        wanted = bundle.serving[role]
         if model.digest != wanted:
             raise BundleError(
                 f"bundle {bundle.version}, built with {role} {wanted[:12]}",
@@ -37,6 +38,15 @@ def check_models(bundle: Bundle, served: Mapping[Role, ServedModel]) -> None:
                 wanted="the same number",
                 fix="Export the model again and restart the server: skillserve export WEIGHTS",
             )
+        if role == "token_embedder" and bundle.corpus.tokens is not None:
+            kept = bundle.corpus.tokens
+            if (model.dim, model.interaction) != (kept.dim, kept.how):
+                raise BundleError(
+                    f"bundle {bundle.version}, whose token embeddings have {kept.dim} dimensions, with {kept.how}",
+                    got=f"a server whose token embeddings have {model.dim}, with {model.interaction}",
+                    wanted="the same",
+                    fix="Export the model again and restart the server: skillserve export WEIGHTS",
+                )
 
 
 class _Search:
@@ -47,7 +57,7 @@ class _Search:
         self.settings = settings or SearchSettings()
         depth, _ = choose_depth(bundle, self.settings.rerank_depth)
         bundle.corpus.chosen(self.settings)  # refused before anything is asked
-        self._roles: tuple[Role, ...] = ("embedder", "reranker") if depth else ("embedder",)
+        self._roles: tuple[Role, ...] = ("embedder", bundle.corpus.second_stage) if depth else ("embedder",)
 
     def _with(self, top_k: int | None, deadline_ms: float | None) -> SearchSettings:
         given = {"top_k": top_k, "deadline_ms": deadline_ms}
@@ -65,7 +75,7 @@ class _Search:
             "role": step.role,
             "sequences": step.sequences,
             "timeout_s": step.timeout_s,
-            "digest": self.bundle.digests[step.role],
+            "digest": self.bundle.serving[step.role],
         }
 
 
@@ -180,7 +190,9 @@ class AsyncSearcher(_Search):
             await self.check()
         plan = plan_search(self.bundle, query, self._with(top_k, deadline_ms))
         outcome: Floats | SkillserveError | None = None
-        while isinstance(step := proceed(plan, outcome), Step):
+        # In threads, one after the other: the index, and late interaction, compute for milliseconds, in which the loop
+        # has others to serve.
+        while isinstance(step := await asyncio.to_thread(proceed, plan, outcome), Step):
             try:
                 outcome = await self._triton.infer(**self._call(step))
             except FAILURES as error:

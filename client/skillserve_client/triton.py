@@ -103,9 +103,9 @@ class _Requests(Calls):
             "inputs": inputs,
         }
 
-    def rows(self, result: blocking.InferResult, num: int, model: ServedModel) -> Floats:
+    def rows(self, result: blocking.InferResult, sequences: Sequence[Ids], model: ServedModel) -> Floats:
         """The rows of one result."""
-        return collect(result.as_numpy(OUTPUT_NAMES[model.role]), num, model)
+        return collect(result.as_numpy(OUTPUT_NAMES[model.role]), model.num_rows(sequences), model)
 
     def error(self, error: Exception) -> SkillserveError:
         """Translate whatever a call raised."""
@@ -148,7 +148,7 @@ class Triton:
         progress: Progress | None = None,
         digest: str | None = None,
     ) -> Floats:
-        """Embeddings `[n, D]` or scores `[n]`, in the order of the sequences.
+        """Embeddings `[n, D]`, scores `[n]` or token embeddings `[T, D]`, in the order of the sequences.
 
         `timeout_s` bounds the whole call. Without it each request may take the settings' timeout, times the
         number in flight, since a server that works through them in turn lets the last one wait for the others.
@@ -171,16 +171,16 @@ class Triton:
         if len(slices) == 1:
             rows = part(slices[0])
             if progress:
-                progress(len(rows))
+                progress(len(sequences))
             return rows
         # Threads of this call alone: in a shared pool, one call would stand behind all of another's requests.
         pool = ThreadPoolExecutor(beside, thread_name_prefix="skillserve")
         parts: list[Floats] = []
         try:
-            for future in [pool.submit(part, chosen) for chosen in slices]:
+            for chosen, future in [(chosen, pool.submit(part, chosen)) for chosen in slices]:
                 parts.append(future.result())
                 if progress:
-                    progress(len(parts[-1]))
+                    progress(chosen.stop - chosen.start)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         return np.concatenate(parts)
@@ -241,7 +241,7 @@ class Triton:
         model = self._model(role, digest, deadline)
         arguments = self._requests.arguments(model, sequences)
         result = self._client.infer(**arguments, client_timeout=self._requests.remaining(deadline))
-        return self._requests.rows(result, len(sequences), model)
+        return self._requests.rows(result, sequences, model)
 
     @contextmanager
     def _slot(self, deadline: float) -> Iterator[None]:
@@ -308,7 +308,7 @@ class AsyncTriton:
                     send = functools.partial(self._send, role, sequences[chosen], digest, moment)
                     parts[i] = await self._call(send, moment)
                 if progress:
-                    progress(len(parts[i]))
+                    progress(chosen.stop - chosen.start)
 
         tasks = [asyncio.create_task(work()) for _ in range(beside)]
         try:
@@ -372,7 +372,7 @@ class AsyncTriton:
         model = await self._model(role, digest, deadline)
         arguments = self._requests.arguments(model, sequences)
         result = await self._open()[0].infer(**arguments, client_timeout=self._requests.remaining(deadline))
-        return self._requests.rows(result, len(sequences), model)
+        return self._requests.rows(result, sequences, model)
 
     @asynccontextmanager
     async def _slot(self, deadline: float) -> AsyncIterator[None]:

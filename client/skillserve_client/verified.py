@@ -21,6 +21,7 @@ from skillserve_client.manifest import (
     REQUIRED_FILES,
     RERANKER_CARD,
     RERANKER_TOKENIZER,
+    TOKENS_FILE,
     FileEntry,
     Manifest,
     Pointer,
@@ -48,18 +49,28 @@ def read_manifest(path: Path, anchor: Pointer | None) -> Manifest:
         raise damaged(path, f"the unknown file {min(unknown)!r}", "only files that this version knows")
     if missing := REQUIRED_FILES - names:
         raise damaged(path, f"no entry for {min(missing)}", "every file of a bundle")
+    _require_whole(path, manifest)
+    if anchor is not None and manifest.version != anchor.version:
+        raise damaged(path, f"version {manifest.version}", f"{anchor.version}, as {CURRENT} says")
+    _require_formats(path, manifest)
+    return manifest
+
+
+def _require_whole(path: Path, manifest: Manifest) -> None:
+    """Refuse a bundle with half of something that takes two files, or a file and a figure."""
+    names = set(manifest.files)
     if (INDEX_FILE in names, manifest.collection is not None) != (flat := manifest.index_kind == "flat", not flat):
         raise damaged(path, f"no place of the vectors, or two ({manifest.index_kind})", f"{INDEX_FILE} or a collection")
     if {RERANKER_CARD in names, RERANKER_TOKENIZER in names, "reranker" in manifest.models} not in ({True}, {False}):
         raise damaged(path, "a part of a reranker", "its card, its tokenizer and its digest, or none of them")
     if (LEXICAL_FILE in names) != (manifest.lexical_weight > 0):
         raise damaged(path, "half of a hybrid bundle", f"{LEXICAL_FILE} and its weight, or neither")
+    if (TOKENS_FILE in names) != (manifest.late_interaction is not None):
+        raise damaged(path, "half of token embeddings", f"{TOKENS_FILE} and what scores are made with, or neither")
+    if TOKENS_FILE in names and "reranker" not in manifest.models:
+        raise damaged(path, "token embeddings without a reranker", "the model that they are of")
     if "embedder" not in manifest.models:
         raise damaged(path, "no digest of the embedder", "the model that the index was built with")
-    if anchor is not None and manifest.version != anchor.version:
-        raise damaged(path, f"version {manifest.version}", f"{anchor.version}, as {CURRENT} says")
-    _require_formats(path, manifest)
-    return manifest
 
 
 def _require_formats(path: Path, manifest: Manifest) -> None:

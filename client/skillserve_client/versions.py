@@ -24,6 +24,7 @@ from skillserve_client.manifest import (
     MANIFEST_FILE,
     Collection,
     FileEntry,
+    LateInteraction,
     Manifest,
     ModelEntry,
     Pointer,
@@ -41,12 +42,14 @@ def publish(
     catalogue: str,
     models: Mapping[Role, ModelEntry],
     weights: FirstStageWeights = PLAIN,
+    late_interaction: LateInteraction | None = None,
     collection: Collection | None = None,
     switched: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Manifest:
     """Write a new version under `root` and make it the live one; `catalogue` is the digest of the skills.
 
-    `collection` is where its vectors are if not in `files`; CURRENT changes within `switched`.
+    `late_interaction` goes with token embeddings, `collection` is where its vectors are if not in `files`; CURRENT
+    changes within `switched`.
 
     Raises BundleError if the disk does not take it; then the version that was live still is, and nothing of the
     new one remains. Only what fails after CURRENT changed leaves the new one live, whole, and says so.
@@ -65,6 +68,7 @@ def publish(
             collection=collection,
             lexical_weight=weights.lexical,
             part_weight=weights.parts,
+            late_interaction=late_interaction,
             text_format=TEXT_FORMAT,
             catalogue_digest=catalogue,
             models=dict(models),

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skillserve.errors import BundleError, RepositoryError, RequestRejected
+from skillserve.max_sim import Interaction
 from skillserve.tensors import (
     BUCKETS_PARAMETER,
     DIGEST_PARAMETER,
@@ -26,8 +27,10 @@ from skillserve.tensors import (
     MODEL_NAMES,
     OUTPUT_NAMES,
     PRECISION_PARAMETER,
+    SCALE_PARAMETER,
     SEQ_LENS,
     VOCAB_SIZE_PARAMETER,
+    WINDOW_PARAMETER,
     Ids,
     Role,
     pack,
@@ -50,7 +53,7 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float32]
-"""Embeddings `[n, D]` or scores `[n]`."""
+"""Embeddings `[n, D]`, scores `[n]`, or token embeddings `[T, D]`."""
 
 Progress = Callable[[int], object]
 """Called with the number of sequences that were just answered."""
@@ -68,7 +71,7 @@ class ServedModel:
     layout: Literal["packed", "padded"]
     digest: str
     dim: int | None
-    """Embedding dimension; None for a reranker."""
+    """Of embeddings, or of token embeddings; None for a reranker."""
     max_request_tokens: int | None
     """Most tokens of one request; None if the server names no limit."""
     max_sequence_tokens: int | None
@@ -83,6 +86,8 @@ class ServedModel:
     buckets: tuple[int, ...] = ()
     """Lengths, ascending, that rows of a padded request are filled up to, so that the server can join it with others;
     empty: each to its longest sequence."""
+    interaction: Interaction | None = None
+    """Of a token embedder: what scores are made with of its rows."""
 
     @classmethod
     def from_config(
@@ -131,7 +136,7 @@ class ServedModel:
             version=version,
             layout="packed" if layout == "packed" else "padded",
             digest=parameters[DIGEST_PARAMETER],
-            dim=int(output_dims[-1]) if role == "embedder" else None,
+            dim=None if role == "reranker" else int(output_dims[-1]),
             max_request_tokens=number(MAX_TOKENS_PARAMETER),
             max_sequence_tokens=number(MAX_SEQUENCE_TOKENS_PARAMETER),
             vocab_size=number(VOCAB_SIZE_PARAMETER),
@@ -140,11 +145,16 @@ class ServedModel:
             precision=parameters.get(PRECISION_PARAMETER, ""),
             execution_tokens=number(EXECUTION_TOKENS_PARAMETER, least=0) or 0,
             buckets=ends,
+            interaction=_interaction(name, parameters) if role == "token_embedder" else None,
         )
 
     def width(self, longest: int) -> int:
         """How long the rows of a padded request are whose longest sequence has so many tokens."""
         return next((end for end in self.buckets if end >= longest), longest)
+
+    def num_rows(self, sequences: Sequence[Ids]) -> int:
+        """Rows of the answer to these sequences: one for each of them, or for each of their tokens."""
+        return sum(map(len, sequences)) if self.role == "token_embedder" else len(sequences)
 
     def no_rows(self) -> Floats:
         """The answer to no sequences: `[0, D]` or `[0]`."""
@@ -221,8 +231,9 @@ class Inference(Describing, Protocol):
         progress: Progress | None = None,
         digest: str | None = None,
     ) -> Floats:
-        """Embeddings `[n, D]` or scores `[n]`, in the order of the sequences; raises ServerError.
+        """Embeddings `[n, D]`, scores `[n]` or token embeddings `[T, D]`, in the order of the sequences.
 
+        Raises ServerError.
         `digest` is the model that the sequences are meant for; a server that runs another one is a BundleError.
         """
         ...
@@ -244,7 +255,7 @@ class AsyncInference(Protocol):
         progress: Progress | None = None,
         digest: str | None = None,
     ) -> Floats:
-        """Embeddings `[n, D]` or scores `[n]`."""
+        """As `Inference.infer`."""
         ...
 
 
@@ -295,7 +306,10 @@ def encode(sequences: Sequence[Ids], model: ServedModel) -> dict[str, npt.NDArra
 
 
 def collect(answer: npt.NDArray[np.generic] | None, num: int, model: ServedModel) -> Floats:
-    """The rows of one answer, `[n, D]` or `[n]`; RequestRejected where a row is NaN or the shape is another."""
+    """The `num` rows of one answer, `[num, D]` or `[num]`.
+
+    RequestRejected where a row is NaN, RepositoryError where the shape is another.
+    """
     shape = (num,) if model.dim is None else (num, model.dim)
     wanted = (1, *shape) if model.layout == "packed" else shape
     # Triton has no output without dimensions beside the batch: what a padded graph gives as [B] it hands on as [B, 1].
@@ -331,6 +345,24 @@ def _rectangles(lens: Sequence[int], *, max_tokens: int, max_rows: int) -> Itera
         longest = wider
     if start < len(lens):
         yield slice(start, len(lens))
+
+
+def _interaction(name: str, parameters: Mapping[str, str]) -> Interaction:
+    """What a token embedder's configuration says of scores; RepositoryError where it does not."""
+    window, scale = parameters.get(WINDOW_PARAMETER, ""), parameters.get(SCALE_PARAMETER, "")
+    found: Interaction | None
+    try:
+        found = Interaction(window=int(window), scale=float(scale))
+    except ValueError:
+        found = None
+    if found is None or found.window < 1 or not 0 < found.scale < np.inf:
+        raise RepositoryError(
+            f"model `{name}` on the server",
+            got=f"{WINDOW_PARAMETER}={window!r}, {SCALE_PARAMETER}={scale!r}",
+            wanted="a whole number of tokens, and a factor above 0",
+            fix="Serve a repository that was written by `skillserve export`.",
+        )
+    return found
 
 
 def _malformed(model: ServedModel, i: int, got: str, wanted: str) -> RequestRejected:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from skillserve.errors import CardError
 from skillserve.gate import GATES, ExportSection, Gate
 from skillserve.publish import sha256_of, write_text
-from skillserve.tensors import Precision, Role
+from skillserve.tensors import Precision, WeightsRole
 from skillserve.text import TEXT_FORMAT, Frame
 
 __all__ = [
@@ -48,7 +48,7 @@ class ModelCard(BaseModel):
 
     schema_version: Literal[1] = 1
     name: str = Field(min_length=1)
-    role: Role
+    role: WeightsRole
     family: str = Field(min_length=1, description="architecture, as in config.json's model_type")
     dim: int | None = Field(default=None, gt=0, description="embedding dimension; embedders only")
     vocab_size: int = Field(gt=0, description="token ids are in [0, vocab_size)")

@@ -19,14 +19,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from skillserve.console import err, talk
 from skillserve.errors import ServerStartError, SkillserveError, UsageError
 from skillserve.publish import sha256_of, write_text
-from skillserve.tensors import MODEL_NAMES
+from skillserve.tensors import MODEL_NAMES, WeightsRole
 
 __all__ = ["demo"]
 
@@ -115,7 +115,7 @@ def demo(
 def _steps(data: Path, base: str, out: Path) -> Iterator[_Step]:
     weights, repository = out / "weights", out / "model_repository"
     inputs = tuple(sorted(path for part in ("skills", "queries", "qrels") for path in (data / part).iterdir()))
-    for role in MODEL_NAMES:
+    for role in get_args(WeightsRole):
         # The reranker begins where its recipe says, at the embedder.
         begin = ("--base", base) if role == "embedder" else ("--embedder", str(weights / "embedder"))
         yield _Step(
@@ -136,13 +136,13 @@ def _steps(data: Path, base: str, out: Path) -> Iterator[_Step]:
             weights / role,
             "skillserve_training",
         )
-    for role, name in MODEL_NAMES.items():
+    for role in get_args(WeightsRole):
         yield _Step(
             f"export-{role}",
             f"Export the {role} as a packed graph, checked against its weights",
             ("export", str(weights / role), "--repository", str(repository), "--data", str(data)),
             (*inputs, weights / role / "card.json"),
-            repository / name,
+            repository / MODEL_NAMES[role],
             "skillserve_export",
         )
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from skillserve.card import ModelCard
 from skillserve.errors import CardError, QueryError
+from skillserve.pairs import sides
 from skillserve.records import Skill
 from skillserve.tensors import Ids
 from skillserve.text import Frame, Piece, document_text, query_text, skill_text
@@ -34,6 +35,9 @@ _GROWTH = 4
 
 _SPARE_TOKENS = 8
 """Tokens that a shortened text must give beyond those kept: a cut can only change tokens right before it."""
+
+_NOTHING = np.empty(0, np.int32)
+"""No text in a slot."""
 
 _UNREADABLE = "\U00013000"
 """A hieroglyph: tokenizers that have an id for what they do not know give it to this."""
@@ -292,6 +296,14 @@ class RerankerTokens:
     def skills(self, skills: Sequence[Skill]) -> list[Ids]:
         """Bare ids of skills, as the bundle stores them: as many as fit beside an empty request."""
         return [cut.ids for cut in self._texts.cut("skill", [skill_text(skill) for skill in skills], self.room)]
+
+    def request_alone(self, query: Ids) -> Ids:
+        """The request's side of its pairs, as a model reads it that reads sides apart (`skillserve.pairs`)."""
+        return sides(self._texts.framed(query=query, skill=_NOTHING))[0]
+
+    def skill_alone(self, skill: Ids) -> Ids:
+        """The skill's side, which no request leaves less room for."""
+        return sides(self._texts.framed(query=_NOTHING, skill=skill))[1]
 
     def pair(self, query: Ids, skill: Ids) -> Ids:
         """One framed pair of at most max_tokens; only the skill is cut."""

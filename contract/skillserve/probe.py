@@ -31,14 +31,14 @@ class Probe(BaseModel):
     input_ids: tuple[int, ...]
     seq_lens: tuple[int, ...]
     expected: tuple[tuple[float, ...], ...]
-    """Per sequence, the first numbers of its output row."""
+    """Per output row, which is of a sequence or of a token, its first numbers."""
     tolerance: float
     """Largest absolute difference that still counts as the same answer."""
 
     def differs_by(self, answer: npt.NDArray[np.float32]) -> float:
-        """Largest absolute difference; `answer` is `[n, D]` or `[n]`; infinite if a number is not finite."""
+        """Largest absolute difference; `answer` is `[n, D]`, `[n]` or `[T, D]`; infinite if a number is not finite."""
         wanted = np.asarray(self.expected, np.float32)
-        found = np.asarray(answer, np.float32).reshape(len(self.seq_lens), -1)[:, : wanted.shape[1]]
+        found = np.asarray(answer, np.float32).reshape(len(self.expected), -1)[:, : wanted.shape[1]]
         if found.shape != wanted.shape or not np.isfinite(found).all():
             return float("inf")
         return float(np.abs(found - wanted).max())

@@ -4,7 +4,7 @@ Shape legend: R requests joined in one execution, S sequences (Σn), T tokens (�
 
     wire, one request     input_ids INT32 [1, T]   seq_lens INT32 [1, n]
     graph, R requests     input_ids [ΣT]  seq_lens [Σn]  tok_end [R]  seq_end [R]
-    answer, one request   embedding FP32 [1, n, D]   or   score FP32 [1, n]
+    answer, one request   embedding FP32 [1, n, D]   or   score FP32 [1, n]   or   token_embedding FP32 [1, T, D]
 
 `tok_end` and `seq_end` are filled in by the server from the request SHAPES, which a client cannot forge;
 the graph's guard uses them to keep a malformed request away from its neighbours. Rows of a malformed
@@ -33,21 +33,29 @@ __all__ = [
     "MODEL_NAMES",
     "OUTPUT_NAMES",
     "PRECISION_PARAMETER",
+    "SCALE_PARAMETER",
     "SEQ_END",
     "SEQ_LENS",
     "TOK_END",
     "VOCAB_SIZE_PARAMETER",
+    "WINDOW_PARAMETER",
     "Ids",
     "Layout",
     "Packed",
     "Precision",
     "Role",
     "Runtime",
+    "WeightsRole",
     "pack",
     "token_budget_batches",
+    "weights_role",
 ]
 
-Role = Literal["embedder", "reranker"]
+WeightsRole = Literal["embedder", "reranker"]
+"""What weights are trained for, as their card says."""
+Role = Literal["embedder", "reranker", "token_embedder"]
+"""What a served model does. A reranker by late interaction is served as two: one scores pairs, the token embedder reads
+single texts, so that those of skills can be read long before anybody asks (`skillserve.max_sim`)."""
 Layout = Literal["packed", "padded"]
 """`packed`: this module's wire. `padded`: `input_ids` and `attention_mask` INT32 `[B, L]`, rows `[B, D]` or `[B]`;
 for TensorRT plans, and as the conventional deployment that we measure against."""
@@ -64,8 +72,12 @@ ATTENTION_MASK = "attention_mask"
 TOK_END = "tok_end"
 SEQ_END = "seq_end"
 
-MODEL_NAMES: dict[Role, str] = {"embedder": "skill_embedder", "reranker": "skill_reranker"}
-OUTPUT_NAMES: dict[Role, str] = {"embedder": "embedding", "reranker": "score"}
+MODEL_NAMES: dict[Role, str] = {
+    "embedder": "skill_embedder",
+    "reranker": "skill_reranker",
+    "token_embedder": "skill_token_embedder",
+}
+OUTPUT_NAMES: dict[Role, str] = {"embedder": "embedding", "reranker": "score", "token_embedder": "token_embedding"}
 
 # Parameters that the export stamps into config.pbtxt.
 DIGEST_PARAMETER = "skillserve_digest"
@@ -75,6 +87,9 @@ LAYOUT_PARAMETER = "skillserve_layout"
 PRECISION_PARAMETER = "skillserve_precision"
 VOCAB_SIZE_PARAMETER = "skillserve_vocab_size"
 MAX_SEQUENCE_TOKENS_PARAMETER = "skillserve_max_sequence_tokens"
+WINDOW_PARAMETER = "skillserve_late_window"
+SCALE_PARAMETER = "skillserve_late_scale"
+"""Of token embedders: what scores are made of them with, see `skillserve.max_sim.Interaction`."""
 BUCKETS_PARAMETER = "skillserve_length_buckets"
 """Lengths that clients fill rows up to, as `32,96,256`, so that the server finds requests of equal shape to join."""
 MAX_TOKENS_PARAMETER = "skillserve_max_request_tokens"
@@ -92,6 +107,15 @@ class Packed:
     """`[1, T]`"""
     seq_lens: npt.NDArray[np.int32]
     """`[1, n]`, summing to T"""
+
+
+def weights_role(role: Role) -> WeightsRole:
+    """Whose weights a served model has.
+
+    >>> weights_role("token_embedder")
+    'reranker'
+    """
+    return "embedder" if role == "embedder" else "reranker"
 
 
 def pack(sequences: Sequence[Ids]) -> Packed:

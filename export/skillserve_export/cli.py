@@ -10,17 +10,17 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from skillserve.card import ModelCard
+from skillserve.card import read_card
 from skillserve.console import Bar, out, print_json, progress, talk
 from skillserve.errors import ParityError, UsageError
 from skillserve.flags import Json, with_settings
 from skillserve.settings import Settings
+from skillserve.tensors import MODEL_NAMES, Role
 from skillserve_export.gate import RankGate, Tell, judge_server
 from skillserve_export.gate_report import report_of
-from skillserve_export.parity import Check, require
+from skillserve_export.parity import require
 from skillserve_export.profiles import Profiles
-from skillserve_export.repository import NUM_STEPS, export_model, verify_model
-from skillserve_export.verdict import Verdict
+from skillserve_export.repository import NUM_STEPS, Exported, export_model, roles_of, verify_model
 
 __all__ = ["export", "verify"]
 
@@ -75,18 +75,28 @@ def export(
     """Turn weights into a packed graph, gate it, write the model repository."""
     gate = gate or settings.export.precision != "fp32"
     _refuse_alone({"--run": run, "--report": report}, gate=gate)
-    with progress("export", NUM_STEPS) as bar:
-        ranks = (
-            RankGate(settings=settings.export, data=data, run=run, report=report, tell=_teller(bar)) if gate else None
-        )
-        exported = export_model(
-            weights, settings.export, data=data, layout=layout, gate=ranks, advance=lambda note: bar.advance(note=note)
-        )
-    _show(exported.card, exported.folder, exported.checks, exported.verdict, exported.profiles, as_json=as_json)
+    roles = roles_of(read_card(weights), layout)
+    done: list[Exported] = []
+    with progress("export", NUM_STEPS * len(roles)) as bar:
+        for role in roles:
+            ranks = _gate(role, gate=gate, data=data, run=run, report=report, settings=settings, bar=bar)
+            done.append(
+                export_model(
+                    weights,
+                    settings.export,
+                    data=data,
+                    layout=layout,
+                    role=role,
+                    gate=ranks,
+                    advance=lambda note: bar.advance(note=note),
+                )
+            )
+    _show(done, as_json=as_json)
+    wrote = " and ".join(str(exported.folder) for exported in done)
     if settings.export.runtime == "tensorrt":
-        talk(f"Wrote {exported.folder}. Build its plan, in NVIDIA's container: skillserve plan {exported.folder}")
+        talk(f"Wrote {wrote}. Build its plan, in NVIDIA's container: skillserve plan {wrote}")
     else:
-        talk(f"Wrote {exported.folder}. Serve it: skillserve serve --repository {settings.export.repository}")
+        talk(f"Wrote {wrote}. Serve it: skillserve serve --repository {settings.export.repository}")
 
 
 @with_settings(
@@ -115,21 +125,39 @@ def verify(
         with progress("verify", 2) as bar:
             ranks = RankGate(settings=settings.export, data=data, run=run, report=report, tell=_teller(bar))
             verdict = judge_server(weights, client, ranks, advance=lambda note: bar.advance(note=note))
-        with _judged(verdict.card, None, (), verdict, as_json=as_json):
+        with _judged([Exported(verdict.card, None, [], verdict)], as_json=as_json):
             verdict.require(fix="Do not search with it: go back to the server, runtime or driver that passed.")
         return
-    with progress("verify", NUM_STEPS - 1) as bar:
-        gated = (
-            RankGate(settings=settings.export, data=data, run=run, report=report, tell=_teller(bar)) if gate else None
-        )
-        verified = verify_model(
-            weights, settings.export, data=data, gate=gated, advance=lambda note: bar.advance(note=note)
-        )
+    card = read_card(weights)
+    also = [role for role in roles_of(card, "packed")[1:] if (settings.export.repository / MODEL_NAMES[role]).exists()]
+    found: list[Exported] = []
+    with progress("verify", (NUM_STEPS - 1) * (1 + len(also))) as bar:
+        for role in (card.role, *also):
+            gated = _gate(role, gate=gate, data=data, run=run, report=report, settings=settings, bar=bar)
+            found.append(
+                verify_model(
+                    weights,
+                    settings.export,
+                    data=data,
+                    role=role,
+                    gate=gated,
+                    advance=lambda note: bar.advance(note=note),
+                )
+            )
     advice = f"Do not serve it. Export it again: skillserve export {weights}"
-    with _judged(verified.card, verified.folder, verified.checks, verified.verdict, as_json=as_json):
-        require(verified.checks, f"graph in `{verified.folder}`", fix=advice)
-        if verified.verdict is not None:
-            verified.verdict.require(fix=advice)
+    with _judged(found, as_json=as_json):
+        for verified in found:
+            require(verified.checks, f"graph in `{verified.folder}`", fix=advice)
+            if verified.verdict is not None:
+                verified.verdict.require(fix=advice)
+
+
+def _gate(
+    role: Role, *, gate: bool, data: Path | None, run: Path | None, report: Path | None, settings: Settings, bar: Bar
+) -> RankGate | None:
+    if not gate:
+        return None
+    return RankGate(settings=settings.export, data=data, run=run, report=report, role=role, tell=_teller(bar))
 
 
 def _refuse_alone(options: Mapping[str, object], *, gate: bool) -> None:
@@ -149,58 +177,50 @@ def _teller(bar: Bar) -> Tell:
 
 
 @contextmanager
-def _judged(
-    card: ModelCard, folder: Path | None, checks: Sequence[Check], verdict: Verdict | None, *, as_json: bool
-) -> Iterator[None]:
+def _judged(found: Sequence[Exported], *, as_json: bool) -> Iterator[None]:
     """Show what was found, and have the block judge it; as JSON findings and failure are one document."""
     if not as_json:
-        _show(card, folder, checks, verdict, as_json=False)
+        _show(found, as_json=False)
         yield
         return
     try:
         yield
     except ParityError as error:
-        error.findings = _findings(card, folder, checks, verdict)
+        error.findings = _findings(found)
         raise
-    _show(card, folder, checks, verdict, as_json=True)
+    _show(found, as_json=True)
 
 
-def _show(
-    card: ModelCard,
-    folder: Path | None,
-    checks: Sequence[Check],
-    verdict: Verdict | None,
-    profiles: Profiles | None = None,
-    *,
-    as_json: bool,
-) -> None:
+def _show(found: Sequence[Exported], *, as_json: bool) -> None:
     if as_json:
-        print_json(_findings(card, folder, checks, verdict, profiles))
+        print_json(_findings(found))
         return
-    table = Table("check", "passed", "detail", title=f"{card.name} ({card.short_digest})")
-    for check in (*checks, *(() if verdict is None else verdict.checks)):
-        table.add_row(check.name, "yes" if check.passed else "NO", check.detail)
-    out.print(table)
-    if profiles is not None:
-        out.print(_buckets(profiles))
-    if verdict is not None:
-        talk(f"Report: {verdict.folder}")
+    for one in found:
+        what = "server" if one.folder is None else one.folder.name
+        table = Table("check", "passed", "detail", title=f"{one.card.name} ({one.card.short_digest}), {what}")
+        for check in (*one.checks, *(() if one.verdict is None else one.verdict.checks)):
+            table.add_row(check.name, "yes" if check.passed else "NO", check.detail)
+        out.print(table)
+        if one.profiles is not None:
+            out.print(_buckets(one.profiles))
+        if one.verdict is not None:
+            talk(f"Report: {one.verdict.folder}")
 
 
-def _findings(
-    card: ModelCard,
-    folder: Path | None,
-    checks: Sequence[Check],
-    verdict: Verdict | None,
-    profiles: Profiles | None = None,
-) -> dict[str, Any]:
-    result: dict[str, Any] = {"folder": None if folder is None else str(folder), "digest": card.digest}
-    result["checks"] = [check.to_dict() for check in (*checks, *(() if verdict is None else verdict.checks))]
-    if profiles is not None:
-        result["profiles"] = profiles.model_dump(mode="json")
-    if verdict is not None:
-        result["gate"] = {"report": str(verdict.folder)} | report_of(verdict)
-    return result
+def _findings(found: Sequence[Exported]) -> dict[str, Any]:
+    """Of the model of the weights' own role; what else they are served as stands in it under its folder's name."""
+    first, *others = found
+    checks = (*first.checks, *(() if first.verdict is None else first.verdict.checks))
+    result: dict[str, Any] = {
+        "folder": None if first.folder is None else str(first.folder),
+        "digest": first.card.digest,
+        "checks": [check.to_dict() for check in checks],
+    }
+    if first.profiles is not None:
+        result["profiles"] = first.profiles.model_dump(mode="json")
+    if first.verdict is not None:
+        result["gate"] = {"report": str(first.verdict.folder)} | report_of(first.verdict)
+    return result | {str(one.folder and one.folder.name): _findings([one]) for one in others}
 
 
 def _buckets(profiles: Profiles) -> Table:

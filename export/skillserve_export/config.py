@@ -7,7 +7,7 @@ different for TensorRT stands in `tensorrt_config`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import (
@@ -20,6 +20,7 @@ from tritonclient.grpc.model_config_pb2 import (
 )
 
 from skillserve.card import ModelCard
+from skillserve.max_sim import Interaction
 from skillserve.probe import Probe
 from skillserve.settings import ExportSettings
 from skillserve.tensors import (
@@ -34,18 +35,21 @@ from skillserve.tensors import (
     MODEL_NAMES,
     OUTPUT_NAMES,
     PRECISION_PARAMETER,
+    SCALE_PARAMETER,
     SEQ_END,
     SEQ_LENS,
     TOK_END,
     VOCAB_SIZE_PARAMETER,
+    WINDOW_PARAMETER,
     Layout,
     Precision,
+    Role,
 )
 from skillserve_export.profiles import Profiles
 from skillserve_export.record import GRAPH_FILE
 from skillserve_export.tensorrt_config import for_plan, for_provider
 
-__all__ = ["BACKEND", "WARMUP_FOLDER", "Stamp", "model_config", "to_pbtxt", "warmup_tensors"]
+__all__ = ["BACKEND", "WARMUP_FOLDER", "Stamp", "TokenRows", "model_config", "to_pbtxt", "warmup_tensors"]
 
 ATTENTION_CORE_PARAMETER = "skillserve_attention_core"
 BACKEND = "onnxruntime"
@@ -63,6 +67,13 @@ class _Batching:
 _ENDS = (_Batching(TOK_END, INPUT_IDS), _Batching(SEQ_END, SEQ_LENS))
 
 
+class TokenRows(NamedTuple):
+    """What a token embedder gives, and what scores are made with of it."""
+
+    dim: int
+    interaction: Interaction
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stamp:
     """What the configuration says of the graph beside it."""
@@ -71,14 +82,17 @@ class Stamp:
     precision: Precision
     graph_digest: str
     """Of its files, see `skillserve.graph_file`; the backend compares what it is about to load."""
+    tokens: TokenRows | None = None
+    """Of a token embedder."""
 
 
 def model_config(
     card: ModelCard, settings: ExportSettings, stamp: Stamp, probe: Probe, profiles: Profiles | None = None
 ) -> Any:
     """The ModelConfig message of one model; `probe` is also its warm-up, `profiles` are for TensorRT."""
+    role: Role = card.role if stamp.tokens is None else "token_embedder"
     config = ModelConfig(
-        name=MODEL_NAMES[card.role],
+        name=MODEL_NAMES[role],
         backend=BACKEND,
         default_model_filename=GRAPH_FILE,
         max_batch_size=settings.max_batch_size,
@@ -89,7 +103,7 @@ def model_config(
     config.instance_group.add(count=1, kind=ModelInstanceGroup.KIND_AUTO)
     config.dynamic_batching.max_queue_delay_microseconds = settings.max_queue_delay_microseconds
     if stamp.layout == "packed":
-        _packed_tensors(config, card)
+        _packed_tensors(config, role, card.dim if stamp.tokens is None else stamp.tokens.dim)
     else:
         _padded_tensors(config, card)
     _warmup(config, stamp.layout, probe)
@@ -107,12 +121,13 @@ def to_pbtxt(config: Any) -> str:
     return str(text_format.MessageToString(config))
 
 
-def _packed_tensors(config: Any, card: ModelCard) -> None:
+def _packed_tensors(config: Any, role: Role, dim: int | None) -> None:
     for name in (INPUT_IDS, SEQ_LENS):
         config.input.add(name=name, data_type=TYPE_INT32, dims=[-1], allow_ragged_batch=True)
     # The leading -1 is the sequence dimension that the scatter fills in; [D] alone loads and misbehaves.
-    dims = [-1] if card.dim is None else [-1, card.dim]
-    output = OUTPUT_NAMES[card.role]
+    # A row a token, where rows are of tokens.
+    dims = [-1] if dim is None else [-1, dim]
+    output = OUTPUT_NAMES[role]
     config.output.add(name=output, data_type=TYPE_FP32, dims=dims)
     for end in _ENDS:
         config.batch_input.add(
@@ -122,7 +137,9 @@ def _packed_tensors(config: Any, card: ModelCard) -> None:
             source_input=[end.source],
         )
     config.batch_output.add(
-        target_name=[output], kind=BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE, source_input=[SEQ_LENS]
+        target_name=[output],
+        kind=BatchOutput.BATCH_SCATTER_WITH_INPUT_SHAPE,
+        source_input=[INPUT_IDS if role == "token_embedder" else SEQ_LENS],
     )
 
 
@@ -162,8 +179,12 @@ def _parameters(card: ModelCard, settings: ExportSettings, stamp: Stamp) -> dict
         MAX_SEQUENCE_TOKENS_PARAMETER: str(card.max_tokens),
         MAX_TOKENS_PARAMETER: str(settings.max_request_tokens),
     }
+    if stamp.tokens is not None:
+        parameters[WINDOW_PARAMETER] = str(stamp.tokens.interaction.window)
+        parameters[SCALE_PARAMETER] = repr(float(stamp.tokens.interaction.scale))
     # Late interaction reads a request again in each execution that holds pairs of it, which costs more than it gains.
-    if stamp.layout == "packed" and settings.attention_core == "loop" and card.score_kind != "max_sim":
+    pairs_apart = card.score_kind == "max_sim" and stamp.tokens is None
+    if stamp.layout == "packed" and settings.attention_core == "loop" and not pairs_apart:
         parameters[EXECUTION_TOKENS_PARAMETER] = str(settings.execution_tokens)
     if settings.num_threads:
         parameters["intra_op_thread_count"] = str(settings.num_threads)

@@ -25,7 +25,7 @@ from skillserve.gate import Gate
 from skillserve.runs import require_writable
 from skillserve.scoring import Rows, Scorer, open_server
 from skillserve.settings import ClientSettings, ExportSettings
-from skillserve.tensors import MODEL_NAMES, Precision
+from skillserve.tensors import MODEL_NAMES, Precision, Role
 from skillserve_export.families import family_of
 from skillserve_export.gate_report import REPORT_FILE, write_report
 from skillserve_export.gate_requests import GateRequests, embedder_folder, load_requests
@@ -58,6 +58,8 @@ class RankGate:
     """Candidates for a reranker; None takes those of the repository's embedder."""
     report: Path | None = None
     """Folder; None puts it beside the repository, into one of the model's own."""
+    role: Role | None = None
+    """Of the model that is judged; None is that of its weights. A token embedder's report is a folder in `report`."""
     tell: Tell = lambda _: None
 
     def __post_init__(self) -> None:
@@ -79,10 +81,13 @@ class RankGate:
         requests = load_requests(card, weights, self.settings, data=data, run=self.run)
         reference = StockScorer(graph=stock, tokens=tokens_of_scores(card, weights, requests.sequences))
         verdict = judge_ranks(card, candidate, reference, requests, self.tell)
-        own = f"{MODEL_NAMES[card.role]}-{candidate.precision}-{card.short_digest}"
+        model = MODEL_NAMES[self.role or card.role]
+        own = f"{model}-{candidate.precision}-{card.short_digest}"
         if "server" in candidate.facts:
             own += "-server"
         folder = self.report or self._reports / own
+        if self.report is not None and self.role == "token_embedder":
+            folder = self.report / model
         write_report(folder, verdict)
         return verdict.reported(folder)
 

@@ -1,9 +1,9 @@
 """The one door to Optimum: torch modules → ONNX graphs.
 
-Three graphs leave this module. `export_packed` is what we serve. `export_padded` is the same model behind a
-padded interface, for TensorRT and as the conventional deployment that benchmarks compare with.
-`export_stock` is Optimum's own export of the transformers model, untouched by our code: the independent
-reference of the parity gate.
+Three graphs leave this module. `export_packed` is what we serve, a reranker by late interaction twice. `export_padded`
+is the same model behind a padded interface, for TensorRT and as the conventional deployment that benchmarks compare
+with. `export_stock` is Optimum's own export of the transformers model, untouched by our code: the independent reference
+of the parity gate.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from skillserve.card import ModelCard, ScoreKind
 from skillserve.errors import ParityError
-from skillserve.tensors import ATTENTION_MASK, INPUT_IDS, OUTPUT_NAMES, SEQ_END, SEQ_LENS, TOK_END
+from skillserve.tensors import ATTENTION_MASK, INPUT_IDS, OUTPUT_NAMES, SEQ_END, SEQ_LENS, TOK_END, Role
 from skillserve_export.bodies import DOMAIN, OPSET
 from skillserve_export.cores import AttentionCore, core_functions
 from skillserve_export.files import Weights, read_apart, write_whole
@@ -47,9 +47,10 @@ _TASKS: dict[ScoreKind, str] = {
 """Optimum's names for what a model is exported as."""
 
 
-def export_packed(module: nn.Module, card: ModelCard, core: AttentionCore, output: Path) -> None:
-    """Write the packed graph with one attention core inlined: standard operators only."""
-    graph, weights = _traced(module, card, _PACKED, output)
+def export_packed(module: nn.Module, card: ModelCard, role: Role, core: AttentionCore, output: Path) -> None:
+    """Write the packed graph of a role with one attention core inlined: standard operators only."""
+    interface = _PACKED_TOKENS if role == "token_embedder" else _PACKED
+    graph, weights = _traced(module, card, role, interface, output)
     graph.functions.extend(core_functions(core))
     graph.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     graph = inliner.inline_local_functions(graph)
@@ -64,7 +65,7 @@ def export_packed(module: nn.Module, card: ModelCard, core: AttentionCore, outpu
 
 def export_padded(module: nn.Module, card: ModelCard, output: Path) -> None:
     """Write a module of the padded layout."""
-    _finish(*_traced(module, card, _PADDED, output), card, output)
+    _finish(*_traced(module, card, card.role, _PADDED, output), card, output)
 
 
 def export_stock(model: nn.Module, card: ModelCard, output: Path) -> None:
@@ -97,6 +98,8 @@ _PACKED = _Interface(
     trace={INPUT_IDS: [1, 2, 3, 4, 5, 6, 7], SEQ_LENS: [2, 3, 2], TOK_END: [5, 7], SEQ_END: [2, 3]},
 )
 
+_PACKED_TOKENS = replace(_PACKED, output_axis="tokens")
+
 _PADDED = _Interface(
     inputs={name: {0: "batch", 1: "length"} for name in (INPUT_IDS, ATTENTION_MASK)},
     output_axis="batch",
@@ -109,9 +112,9 @@ class _InterfaceConfig(OnnxConfig):  # type: ignore[misc]
 
     NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
 
-    def __init__(self, config: Any, card: ModelCard, interface: _Interface) -> None:
+    def __init__(self, config: Any, card: ModelCard, role: Role, interface: _Interface) -> None:
         super().__init__(config, task=_TASKS[card.score_kind])
-        self._card = card
+        self._role = role
         self._interface = interface
 
     @property
@@ -120,15 +123,17 @@ class _InterfaceConfig(OnnxConfig):  # type: ignore[misc]
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
-        return {OUTPUT_NAMES[self._card.role]: {0: self._interface.output_axis}}
+        return {OUTPUT_NAMES[self._role]: {0: self._interface.output_axis}}
 
     def generate_dummy_inputs(self, framework: str = "pt", **_shapes: int) -> dict[str, Tensor]:  # noqa: ARG002
         return {name: torch.tensor(value, dtype=torch.int32) for name, value in self._interface.trace.items()}
 
 
-def _traced(module: nn.Module, card: ModelCard, interface: _Interface, output: Path) -> tuple[onnx.ModelProto, Weights]:
+def _traced(
+    module: nn.Module, card: ModelCard, role: Role, interface: _Interface, output: Path
+) -> tuple[onnx.ModelProto, Weights]:
     with _quiet():
-        export_pytorch(module, _InterfaceConfig(module.config, card, interface), opset=OPSET, output=output)
+        export_pytorch(module, _InterfaceConfig(module.config, card, role, interface), opset=OPSET, output=output)
     graph, weights = read_apart(output)
     output.with_name(f"{output.name}_data").unlink(missing_ok=True)  # where Optimum puts weights of more than 2 GB
     return graph, weights

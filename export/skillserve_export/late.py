@@ -1,4 +1,4 @@
-"""The two interfaces around an encoder whose pairs are compared token by token (late interaction, arXiv 2004.12832).
+"""The interfaces around an encoder whose pairs are compared token by token (late interaction, arXiv 2004.12832).
 
     nearest_q = max over a skill's tokens s that weigh something of cosine(q, s)
     score     = scale · max over stretches of (Σ weight_q · nearest_q / Σ weight_q)
@@ -8,6 +8,9 @@ around a text weigh nothing.
 
     packed    ids [T], lengths [S] → guard → texts of pairs → encoder [T, H] → best stretch [S] → home
     padded    ids and mask [B, L] → encoder under a mask by text [B, L, H] → best stretch [B]
+    tokens    ids [T], lengths [S] → guard → encoder [T, H] → rows as long as their tokens weigh [T, H] → home
+
+The last one reads single texts, and scores are made of its rows where they are needed (`skillserve.max_sim`).
 
 Shape legend: S sequences, T tokens, B sequences of length L with padding, H hidden size, V vocabulary.
 """
@@ -20,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from skillserve.max_sim import Interaction
 from skillserve_export.cores import segment_max_sim
 from skillserve_export.layout import Limits, packed_layout, rows_home
 from skillserve_export.pairs import pair_layout
 
-__all__ = ["LateScore", "PackedLate", "PaddedLate"]
+__all__ = ["LateScore", "PackedLate", "PaddedLate", "TokenEmbedder"]
 
 _LEAST_WEIGHT = 1e-6
 """What a stretch without any weight is divided by."""
@@ -40,6 +44,11 @@ class LateScore(NamedTuple):
     scale: float
     weights: Tensor
     """`[V]` float32, 0 for marks"""
+
+    @property
+    def interaction(self) -> Interaction:
+        """What is needed to make scores of token embeddings."""
+        return Interaction(window=self.window, scale=self.scale)
 
 
 class PackedLate(nn.Module):
@@ -63,6 +72,25 @@ class PackedLate(nn.Module):
         weights = self.weights[texts.input_ids]
         best = segment_max_sim(states, weights, texts.bounds, requests, skills, self.score.window)
         return rows_home(_scores(best, self.score.scale, well_formed), layout.sound)
+
+
+class TokenEmbedder(nn.Module):
+    """The wire contract around an encoder of single texts; tokens of malformed requests have rows of NaN."""
+
+    weights: Tensor
+
+    def __init__(self, encoder: nn.Module, weights: Tensor, limits: Limits, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.limits = limits
+        self.register_buffer("weights", weights)
+
+    def forward(self, input_ids: Tensor, seq_lens: Tensor, tok_end: Tensor, seq_end: Tensor) -> Tensor:
+        """Rows `[T, H]`: directions of states, lengths of weights."""
+        layout = packed_layout(input_ids, seq_lens, tok_end, seq_end, self.limits)
+        states = functional.normalize(self.encoder(layout), dim=-1)
+        return rows_home(states * self.weights[layout.input_ids].unsqueeze(-1), layout.sound_tokens)
 
 
 class PaddedLate(nn.Module):

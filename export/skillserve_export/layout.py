@@ -37,6 +37,8 @@ class PackedLayout(NamedTuple):
     """`[T_k]` int64, the place of each token in its sequence"""
     sound: Tensor
     """`[S]` bool, which of the sequences that came in were kept"""
+    sound_tokens: Tensor
+    """`[T]` bool, which of the tokens"""
 
 
 class Limits(NamedTuple):
@@ -71,7 +73,8 @@ def packed_layout(
     sound_R = none_empty_so_far_R & small_R & sums_match_R & (bad_lens_R == 0) & (bad_ids_R == 0)
 
     sound_S = sound_R[_owner(lens_S, seq_end_R)]
-    ids_k = ids_T[sound_R[_owner(ids_T, tok_end_R)]]
+    sound_T = sound_R[_owner(ids_T, tok_end_R)]
+    ids_k = ids_T[sound_T]
     lens_k = lens_S[sound_S]
 
     # One token stands in when nothing is sound, since kernels differ in what they do with zero rows.
@@ -85,11 +88,11 @@ def packed_layout(
     first_k = torch.zeros_like(ids_k).scatter(0, starts_k, torch.ones_like(starts_k))
     sequence = torch.cumsum(first_k, 0) - 1
     position = torch.cumsum(torch.ones_like(ids_k), 0) - 1 - starts_k[sequence]
-    return PackedLayout(ids_k, lens_k, bounds, sequence, position, sound_S)
+    return PackedLayout(ids_k, lens_k, bounds, sequence, position, sound_S, sound_T)
 
 
 def rows_home(rows: Tensor, sound: Tensor) -> Tensor:
-    """Put the rows `[S_k, …]` of the sound sequences back among all S; the others become NaN."""
+    """Put the rows `[S_k, …]` of the sound sequences back among all S, or of sound tokens; the others become NaN."""
     source_S = torch.clamp(torch.cumsum(sound.to(torch.int64), 0) - 1, min=0)
     home = rows[source_S]
     mask = sound if rows.dim() == 1 else sound.unsqueeze(-1)

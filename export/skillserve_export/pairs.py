@@ -50,7 +50,7 @@ def pair_layout(layout: PackedLayout, opening: int) -> PairLayout:
     again_P = _asked_again(layout, of_skill_T, well_formed_P)
     kept_T = of_skill_T | ~again_P[layout.sequence]
     first_T = (layout.position == 0) | cut_T
-    texts = _texts(layout.input_ids[kept_T], first_T[kept_T], layout.sound)
+    texts = _texts(layout.input_ids[kept_T], first_T[kept_T], layout)
 
     num_texts_P = 1 + well_formed_P.to(torch.int64) - again_P.to(torch.int64)
     behind_P = torch.cumsum(num_texts_P, 0)
@@ -78,10 +78,11 @@ def _asked_again(layout: PackedLayout, of_skill_T: Tensor, well_formed_P: Tensor
     return alike_P & well_formed_P & well_formed_before_P
 
 
-def _texts(ids: Tensor, first: Tensor, sound: Tensor) -> PackedLayout:
+def _texts(ids: Tensor, first: Tensor, layout: PackedLayout) -> PackedLayout:
     """Texts that begin where `first` says."""
     starts = torch.nonzero(first)[:, 0]
     place = torch.cumsum(torch.ones_like(ids), 0) - 1
     bounds = torch.cat([starts, place[-1:] + 1])
     sequence = torch.cumsum(first.to(torch.int64), 0) - 1
-    return PackedLayout(ids, bounds[1:] - starts, bounds, sequence, place - starts[sequence], sound)
+    position = place - starts[sequence]
+    return PackedLayout(ids, bounds[1:] - starts, bounds, sequence, position, layout.sound, layout.sound_tokens)

@@ -18,10 +18,10 @@ import numpy as np
 
 from skillserve.card import ModelCard
 from skillserve.errors import ParityError
-from skillserve.tensors import OUTPUT_NAMES, Ids, Precision
+from skillserve.tensors import OUTPUT_NAMES, Ids, Precision, Role
 from skillserve_export.precision.inner import first_overflow
 from skillserve_export.sample import ParitySample
-from skillserve_export.served import PackedGraph, PaddedGraph, ServedGraph
+from skillserve_export.served import PackedGraph, PaddedGraph, ServedGraph, TokenGraph
 from skillserve_export.stock import BATCH_TOKENS, Rows, StockGraph, neighbours
 
 __all__ = [
@@ -93,7 +93,8 @@ def check_parity(
 ) -> list[Check]:
     """Run every check; stops early where later ones would be meaningless. `advance` is called after each.
 
-    Rankings are compared in float32 only: rounding moves near-ties, and the rank gate judges how many.
+    A graph of token embeddings is judged as the reranker that its rows make. Rankings are compared in float32 only:
+    rounding moves near-ties, and the rank gate judges how many.
     """
     checks: list[Check] = []
 
@@ -116,7 +117,8 @@ def check_parity(
     note(_values(rows, reference, slack * rounding))
     note(_invariance(graph, sequences, rows, slack * unmoved))
     if isinstance(graph, PackedGraph):  # a padded batch has no boundaries that a request could shift
-        note(_isolation(graph, malformed_requests(card, sample.tokens), sequences, slack * unmoved))
+        malformed = malformed_requests(card, () if isinstance(graph, TokenGraph) else sample.tokens)
+        note(_isolation(graph, malformed, sequences, slack * unmoved))
     if precision == "fp32":
         note(_rankings(rows, reference, sample, slack * TIE_TOLERANCE))
     return checks
@@ -136,7 +138,8 @@ def require(checks: Sequence[Check], subject: str, *, fix: str) -> None:
 
 def _interface(graph: ServedGraph, card: ModelCard) -> Check:
     wanted = {name: ("tensor(int32)", rank) for name, rank in graph.inputs.items()}
-    wanted[OUTPUT_NAMES[card.role]] = ("tensor(float)", 1 if card.dim is None else 2)
+    role: Role = "token_embedder" if isinstance(graph, TokenGraph) else card.role
+    wanted[OUTPUT_NAMES[role]] = ("tensor(float)", 1 if role == "reranker" else 2)
     found = {
         put.name: (put.type, len(put.shape)) for put in (*graph.session.get_inputs(), *graph.session.get_outputs())
     }
@@ -180,26 +183,32 @@ def _invariance(graph: ServedGraph, sequences: Sequence[Ids], rows: Rows, limit:
 
 def _isolation(graph: PackedGraph, malformed: Malformed, sequences: Sequence[Ids], limit: float) -> Check:
     """One malformed request of each kind among sound ones: its rows are NaN, theirs are unmoved."""
-    good = list(sequences[:4])
-    expected = graph.run(good)
+    good: list[tuple[Ids, list[int]]] = [(sequence, [len(sequence)]) for sequence in sequences[:4]]
+    expected = _run_joined(graph, good)
+    first = graph.num_rows(*good[0])
     worst, faults = 0.0, []
     for name, (ids, lens) in malformed.items():
-        requests = [(good[0], [len(good[0])]), (np.asarray(ids), lens)]
-        requests += [(sequence, [len(sequence)]) for sequence in good[1:]]
-        rows = graph.run_raw(
-            np.concatenate([ids for ids, _ in requests]),
-            np.concatenate([lens for _, lens in requests]),
-            np.cumsum([len(ids) for ids, _ in requests]),
-            np.cumsum([len(lens) for _, lens in requests]),
-        )
-        difference = _difference(np.concatenate([rows[:1], rows[1 + len(lens) :]]), expected)
+        request = np.array(ids, np.int32), lens
+        rows = _run_joined(graph, [good[0], request, *good[1:]])
+        behind = first + graph.num_rows(*request)
+        difference = _difference(np.concatenate([rows[:first], rows[behind:]]), expected)
         worst = max(worst, difference)
-        if difference > limit or not np.isnan(rows[1 : 1 + len(lens)]).all():
+        if difference > limit or not np.isnan(rows[first:behind]).all():
             faults.append(name)
     detail = f"neighbours of malformed requests differ by {worst:.1e}"
     if faults:
         detail += f"; failed: {', '.join(faults)}"
     return Check("isolation", not faults, worst, limit, detail)
+
+
+def _run_joined(graph: PackedGraph, requests: Sequence[tuple[Ids, list[int]]]) -> Rows:
+    """One execution of requests, ids and lengths of each."""
+    return graph.run_raw(
+        np.concatenate([ids for ids, _ in requests]),
+        np.concatenate([lens for _, lens in requests]),
+        np.cumsum([len(ids) for ids, _ in requests]),
+        np.cumsum([len(lens) for _, lens in requests]),
+    )
 
 
 def _difference(found: Rows, wanted: Rows) -> float:
@@ -210,7 +219,10 @@ def _difference(found: Rows, wanted: Rows) -> float:
 
 
 def malformed_requests(card: ModelCard, tokens: Sequence[int] = ()) -> Malformed:
-    """One request (ids, lengths) of every malformed kind that has tokens and sequences; `tokens` are the sample's."""
+    """One request (ids, lengths) of every malformed kind that has tokens and sequences; `tokens` are the sample's.
+
+    Without them no sequence has to be a pair.
+    """
     word = card.vocab_size // 2
     too_long = card.max_tokens + 1
     malformed = {
@@ -223,7 +235,7 @@ def malformed_requests(card: ModelCard, tokens: Sequence[int] = ()) -> Malformed
         "id above the vocabulary": ([word, card.vocab_size, word], [3]),
         "sequence too long": ([word] * too_long, [too_long]),
     }
-    if card.score_kind == "max_sim":
+    if card.score_kind == "max_sim" and tokens:
         [opening] = tokens
         malformed |= {
             "pair of one text": ([opening, word, word], [3]),

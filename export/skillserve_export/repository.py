@@ -27,6 +27,7 @@ import numpy as np
 
 from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.errors import RepositoryError
+from skillserve.pairs import Remembered
 from skillserve.probe import PROBE_FILE, Probe
 from skillserve.publish import published_folder
 from skillserve.settings import ExportSettings
@@ -35,15 +36,16 @@ from skillserve.tensors import (
     OUTPUT_NAMES,
     Layout,
     Precision,
+    Role,
     pack,
 )
-from skillserve_export.config import WARMUP_FOLDER, Stamp, model_config, to_pbtxt, warmup_tensors
+from skillserve_export.config import WARMUP_FOLDER, Stamp, TokenRows, model_config, to_pbtxt, warmup_tensors
 from skillserve_export.families import family_of
 from skillserve_export.files import move_graph
 from skillserve_export.gate import RankGate
 from skillserve_export.graph import export_packed, export_padded, export_stock
 from skillserve_export.late_stock import open_stock
-from skillserve_export.opened import GRAPHS, check_servable, open_recorded
+from skillserve_export.opened import GRAPHS, check_servable, open_graph, open_recorded
 from skillserve_export.parity import Check, check_parity, require
 from skillserve_export.precision import lower, require_runnable
 from skillserve_export.profiles import PROFILES_FILE, Profiles
@@ -51,12 +53,12 @@ from skillserve_export.record import EXPORT_FILE, GRAPH_FILE, ExportRecord, dige
 from skillserve_export.running_sums import sums_as_products
 from skillserve_export.sample import ParitySample, load_sample
 from skillserve_export.scorers import GraphScorer
-from skillserve_export.served import ServedGraph
+from skillserve_export.served import ServedGraph, TokenGraph
 from skillserve_export.tensorrt_config import mask_file
 from skillserve_export.tensorrt_profiles import profiles_for, require_tensorrt
 from skillserve_export.verdict import Verdict
 
-__all__ = ["NUM_STEPS", "Exported", "export_model", "verify_model"]
+__all__ = ["NUM_STEPS", "Exported", "export_model", "roles_of", "verify_model"]
 
 NUM_STEPS = 9
 """How often `export_model` calls `advance`: load, graph, stock, then six checks, or another precision and five."""
@@ -81,7 +83,8 @@ class Exported:
     """What an export or a verification found."""
 
     card: ModelCard
-    folder: Path
+    folder: Path | None
+    """None of what a server was asked."""
     checks: list[Check]
     verdict: Verdict | None = None
     """The rank gate's, where it was asked or had to be."""
@@ -95,10 +98,13 @@ def export_model(
     *,
     data: Path | None = None,
     layout: Layout = "packed",
+    role: Role | None = None,
     gate: RankGate | None = None,
     advance: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Export, gate and write one model; raises ParityError or CardError and then leaves the repository alone.
+
+    `role` is what it is served as, one of `roles_of`; None is that of its weights.
 
     With `gate`, and below float32 always, rankings are judged as well, and the report is written also where the graph
     is not.
@@ -107,6 +113,7 @@ def export_model(
     require_tensorrt(settings, layout)
     require_runnable(precision, settings.device)
     card = read_card(weights, verify_weights=True)
+    role = role or card.role
     gate = _required(gate, settings, data, card, precision)
     profiles = profiles_for(card, weights, settings, data)
     sample = load_sample(card, weights, data)
@@ -114,7 +121,7 @@ def export_model(
         scratch = Path(scratch_name)
         model = family_of(card).load(weights, card)
         advance(f"exporting the {layout} graph")
-        _export_graph(model, card, weights, settings, layout, scratch / GRAPH_FILE)
+        _export_graph(model, card, weights, role, settings, layout, scratch / GRAPH_FILE)
         if precision != "fp32":
             advance(f"rewriting it in {precision}")
             words = load_sample(card, weights, None)
@@ -122,23 +129,25 @@ def export_model(
         advance("exporting the reference")
         export_stock(model, card, scratch / "stock.onnx")
         advance("checking parity")
-        graph = GRAPHS[layout](scratch / GRAPH_FILE, settings.device)
+        tokens = _token_rows(model, card, weights) if role == "token_embedder" else None
+        graph = open_graph(scratch / GRAPH_FILE, layout, settings.device, tokens and tokens.interaction)
         stock = open_stock(scratch / "stock.onnx", card, weights)
         checks = check_parity(graph, stock, card, sample, lambda: advance("checking parity"), precision=precision)
-        require(checks, f"{layout} {precision} graph of `{card.name}`", fix=_advice(precision))
+        require(checks, f"{layout} {precision} {graph.title} of `{card.name}`", fix=_advice(precision))
         verdict = None
         if gate is not None:
             digest = check_servable(scratch / GRAPH_FILE, precision, settings).digest()
+            _remember(graph)
             scorer = GraphScorer(graph=graph, card=card, layout=layout, precision=precision, graph_digest=digest)
             verdict = gate.judge(card, weights, scorer, stock)
             verdict.require(fix="Nothing was written. Choose another precision, or set its limits in the card.")
-        probe = _probe(card, graph, sample, precision)
-        folder = settings.repository / MODEL_NAMES[card.role]
+        probe = _probe(role, graph, sample, precision)
+        folder = settings.repository / MODEL_NAMES[role]
         with published_folder(folder) as draft:
             (draft / str(settings.version)).mkdir()
             move_graph(scratch / GRAPH_FILE, draft / str(settings.version))
             checked = check_servable(draft / str(settings.version) / GRAPH_FILE, precision, settings)
-            stamp = Stamp(layout=layout, precision=precision, graph_digest=checked.digest())
+            stamp = Stamp(layout=layout, precision=precision, graph_digest=checked.digest(), tokens=tokens)
             for name in (CARD_FILE, "tokenizer.json"):
                 shutil.copyfile(weights / name, draft / name)
             (draft / "config.pbtxt").write_text(to_pbtxt(model_config(card, settings, stamp, probe, profiles)))
@@ -156,6 +165,7 @@ def verify_model(
     settings: ExportSettings,
     *,
     data: Path | None = None,
+    role: Role | None = None,
     gate: RankGate | None = None,
     advance: Callable[[str], None] = lambda _: None,
 ) -> Exported:
@@ -164,7 +174,8 @@ def verify_model(
     Rankings are judged if the graph reproduces its weights, and `gate` is given or the graph is below float32.
     """
     card = read_card(weights, verify_weights=True)
-    folder = settings.repository / MODEL_NAMES[card.role]
+    role = role or card.role
+    folder = settings.repository / MODEL_NAMES[role]
     record = read_record(folder)
     if record.digest != card.digest:
         raise RepositoryError(
@@ -178,31 +189,50 @@ def verify_model(
     with tempfile.TemporaryDirectory(prefix="skillserve-verify-") as scratch_name:
         reference = Path(scratch_name) / "stock.onnx"
         advance("exporting the reference")
-        export_stock(family_of(card).load(weights, card), card, reference)
+        model = family_of(card).load(weights, card)
+        export_stock(model, card, reference)
         advance("checking parity")
-        candidate = open_recorded(record, folder, card, settings)
+        how = _token_rows(model, card, weights).interaction if role == "token_embedder" else None
+        candidate = open_recorded(record, folder, card, settings, how)
         stock = open_stock(reference, card, weights)
         checks = check_parity(
             candidate.graph, stock, card, sample, lambda: advance("checking parity"), precision=record.precision
         )
         verdict = None
         if gate is not None and all(check.passed for check in checks):
+            _remember(candidate.graph)
             verdict = gate.judge(card, weights, candidate, stock)
     return Exported(card, folder, checks, verdict)
 
 
+def roles_of(card: ModelCard, layout: Layout) -> tuple[Role, ...]:
+    """What weights are served as: a reranker by late interaction, in the packed layout, also as a token embedder."""
+    return (card.role, "token_embedder") if card.score_kind == "max_sim" and layout == "packed" else (card.role,)
+
+
 def _export_graph(
-    model: Any, card: ModelCard, weights: Path, settings: ExportSettings, layout: Layout, output: Path
+    model: Any, card: ModelCard, weights: Path, role: Role, settings: ExportSettings, layout: Layout, output: Path
 ) -> None:
     """The float32 graph of a layout, as its runtime takes it."""
     family = family_of(card)
     if layout == "packed":
-        module = family.packed(model, card, weights, settings.max_request_tokens)
-        export_packed(module, card, settings.attention_core, output)
+        wrap = family.token_embedder if role == "token_embedder" else family.packed
+        module = wrap(model, card, weights, settings.max_request_tokens)
+        export_packed(module, card, role, settings.attention_core, output)
     else:
         export_padded(family.padded(model, card, weights), card, output)
     if settings.runtime != "onnxruntime":
         sums_as_products(output)
+
+
+def _remember(graph: ServedGraph) -> None:
+    """Behind the parity gate no text need be read twice; whether company changes it was seen there."""
+    if isinstance(graph, TokenGraph):
+        graph.remembered = Remembered()
+
+
+def _token_rows(model: Any, card: ModelCard, weights: Path) -> TokenRows:
+    return TokenRows(int(model.config.hidden_size), family_of(card).interaction(card, weights))
 
 
 def _required(
@@ -222,13 +252,16 @@ def _advice(precision: Precision) -> str:
     return "Nothing was written. Choose another precision: --precision fp32 is exact."
 
 
-def _probe(card: ModelCard, graph: ServedGraph, sample: ParitySample, precision: Precision) -> Probe:
+def _probe(role: Role, graph: ServedGraph, sample: ParitySample, precision: Precision) -> Probe:
     sequences = sorted(sample.sequences, key=len)[:_PROBE_SEQUENCES]
-    rows = graph.run(sequences).reshape(len(sequences), -1)[:, :_PROBE_NUMBERS]
     request = pack(sequences)
+    if isinstance(graph, TokenGraph):
+        rows = graph.run_raw(*graph.feeds(sequences).values())[:, :_PROBE_NUMBERS]
+    else:
+        rows = graph.run(sequences).reshape(len(sequences), -1)[:, :_PROBE_NUMBERS]
     return Probe(
-        model=MODEL_NAMES[card.role],
-        output=OUTPUT_NAMES[card.role],
+        model=MODEL_NAMES[role],
+        output=OUTPUT_NAMES[role],
         input_ids=tuple(request.input_ids[0].tolist()),
         seq_lens=tuple(request.seq_lens[0].tolist()),
         expected=tuple(tuple(round(float(x), 6) for x in row) for row in rows),

@@ -34,7 +34,7 @@ class GraphScorer:
     @property
     def name(self) -> str:
         """Layout, precision and model."""
-        return f"{self.layout} {self.precision} graph of `{self.card.name}`"
+        return f"{self.layout} {self.precision} {self.graph.title} of `{self.card.name}`"
 
     @property
     def facts(self) -> Mapping[str, str]:

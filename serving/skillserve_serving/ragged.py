@@ -1,9 +1,9 @@
 """What Triton's C++ ONNX Runtime backend does with a batch of requests, in numpy, testable without a server.
 
 Shape legend: R requests joined in one execution, b batch dimension of a request (1 from our client), T tokens
-of a request, n its sequences, S rows of the graph's output (Σ b·n), D embedding dimension.
+of a request, n its sequences, S rows of the graph's output (Σ b·n, of token embedders Σ b·T), D embedding dimension.
 
-    packed    input_ids [b, T], seq_lens [b, n]        → graph [ΣbT], [Σbn], batch inputs [R] → [S, …] → [b, n, …]
+    packed    input_ids [b, T], seq_lens [b, n]        → graph [ΣbT], [Σbn], batch inputs [R] → [S, …] → [b, n or T, …]
     padded    input_ids [b, L], attention_mask [b, L]  → graph [Σb, L], [Σb, L]               → [Σb, …] → [b, …]
 
 Two things are added. A malformed request is refused before the graph sees it and its neighbours are answered
@@ -187,8 +187,8 @@ def _turns(spec: ModelSpec, feeds: Feeds) -> Iterator[Feeds]:
 
 
 def _scatter(spec: ModelSpec, rows: Rows, requests: Sequence[Wire]) -> list[Rows | Refusal]:
-    second = spec.inputs[1]
-    lead = [request[second].shape if spec.layout == "packed" else request[second].shape[:1] for request in requests]
+    source = spec.rows_of
+    lead = [request[source].shape if spec.layout == "packed" else request[source].shape[:1] for request in requests]
     counts = [prod(shape) for shape in lead]
     if rows.shape != (sum(counts), *spec.row_shape):
         raise ValueError(f"the graph gave {list(rows.shape)}, wanted {[sum(counts), *spec.row_shape]}")

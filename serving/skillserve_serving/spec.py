@@ -91,6 +91,9 @@ class ModelSpec:
     output: str
     row_shape: tuple[int, ...]
     """Shape of one output row of the graph: `(D,)` or `()`."""
+    rows_of: str = SEQ_LENS
+    """The wire input of a packed graph whose elements have a row each: its lengths, or its ids where rows are of
+    tokens."""
     vocab_size: int
     max_sequence_tokens: int
     max_request_tokens: int
@@ -121,6 +124,7 @@ class ModelSpec:
             layout=layout,
             output=reader.output_name(),
             row_shape=reader.row_shape(layout),
+            rows_of=reader.rows_of(layout),
             vocab_size=reader.limit(VOCAB_SIZE_PARAMETER),
             max_sequence_tokens=reader.limit(MAX_SEQUENCE_TOKENS_PARAMETER),
             max_request_tokens=reader.limit(MAX_TOKENS_PARAMETER),
@@ -237,7 +241,7 @@ class _Reader:
         return str(output["name"])
 
     def row_shape(self, layout: str) -> tuple[int, ...]:
-        """Shape of one graph row, from the output's dims; in the packed layout also that rows find home."""
+        """Shape of one graph row, from the output's dims."""
         output = self._output()
         where = f"output.{output['name']}"
         dims = _dims(output)
@@ -246,15 +250,18 @@ class _Reader:
                 self.refuse("batch_output", "an entry", "none: padded outputs are cut along the batch dimension")
             row = [int(dim) for dim in output["reshape"].get("shape", [])] if "reshape" in output else dims
         else:
-            self._check_scatter(str(output["name"]))
             if dims[:1] != [-1] or "reshape" in output:
-                self.refuse(f"{where}.dims", dims, "[-1, …], not reshaped: the first one counts sequences")
+                self.refuse(f"{where}.dims", dims, "[-1, …], not reshaped: the first one counts rows")
             row = dims[1:]
         if any(dim < 1 for dim in row):
             self.refuse(f"{where}.dims", dims, "fixed dimensions after the first")
         return tuple(row)
 
-    def _check_scatter(self, output: str) -> None:
+    def rows_of(self, layout: str) -> str:
+        """The wire input that says how many rows a request gets, and brings them home."""
+        if layout == "padded":
+            return ATTENTION_MASK
+        output = str(self._output()["name"])
         entries = self._config.get("batch_output", [])
         if len(entries) != 1:
             self.refuse("batch_output", f"{len(entries)} entries", "exactly one, for the one output")
@@ -262,10 +269,13 @@ class _Reader:
         for key, wanted in {
             "target_name": [output],
             "kind": "BATCH_SCATTER_WITH_INPUT_SHAPE",
-            "source_input": [SEQ_LENS],
         }.items():
             if entry.get(key) != wanted:
                 self.refuse(f"batch_output.{key}", entry.get(key), f"{wanted}")
+        sources = entry.get("source_input", [])
+        if len(sources) != 1 or sources[0] not in {INPUT_IDS, SEQ_LENS}:
+            self.refuse("batch_output.source_input", sources, f"{[SEQ_LENS]} or, for rows of tokens, {[INPUT_IDS]}")
+        return str(sources[0])
 
     def batch_inputs(self, layout: str) -> tuple[BatchInput, ...]:
         """The inputs that are filled from request shapes."""

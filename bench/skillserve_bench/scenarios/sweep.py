@@ -53,6 +53,7 @@ def measure_sweep(repositories: Sequence[Path], data: Path, *, settings: Setting
             sweep=sweep,
             bench=bench,
             client=settings.client,
+            index=settings.index,
         )
         try:
             course.run()
@@ -71,6 +72,7 @@ def measure_sweep(repositories: Sequence[Path], data: Path, *, settings: Setting
         recommendation=recommendation,
         sweep=sweep,
         bench=bench,
+        token_embeddings=settings.index.token_embeddings,
         data=f"{num_skills:,} skills of the test split; NDCG@10 over {num_judged:,} of its "
         f"{len(judged.queries):,} judged requests.",
         interrupted=interrupted,

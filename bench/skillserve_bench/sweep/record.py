@@ -31,6 +31,8 @@ class Swept:
     bench: BenchSettings
     data: str
     """What was searched, in a sentence."""
+    token_embeddings: bool = False
+    """Whether bundles kept those of their skills."""
     interrupted: bool = False
 
     @property
@@ -69,6 +71,7 @@ def method_of(swept: Swept) -> list[str]:
         + ". A depth beyond the candidates is left out.",
         *(f"{subject.name}: {subject.about}." for subject in subjects.values()),
         swept.data,
+        *(["Bundles keep the token embeddings of their skills."] if swept.token_embeddings else []),
         (
             f"{times(sweep.rounds, 'round')}: each starts every server anew, alone, and measures all points on it; "
             "every other round goes backwards."

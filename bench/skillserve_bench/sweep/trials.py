@@ -13,7 +13,7 @@ from pathlib import Path
 
 from skillserve.console import talk
 from skillserve.errors import SkillserveError
-from skillserve.settings import BenchSettings, ClientSettings, SearchSettings, SweepSettings
+from skillserve.settings import BenchSettings, ClientSettings, IndexSettings, SearchSettings, SweepSettings
 from skillserve_bench.figures import times
 from skillserve_bench.intervals import Estimate, mean_estimate, quantile_estimate
 from skillserve_bench.lengths import FULL, Length
@@ -92,6 +92,7 @@ class Course:
         sweep: SweepSettings,
         bench: BenchSettings,
         client: ClientSettings,
+        index: IndexSettings,
     ) -> None:
         self.trials = [Trial(point=point) for point in points]
         self._data, self._judged = data, judged
@@ -99,7 +100,7 @@ class Course:
         # Numbered: a name made fit for a folder may be another subject's, whose index would then be searched.
         self.bundles = {repository: bundles / str(number) for number, repository in enumerate(repositories, 1)}
         """Repository → folder of its bundles."""
-        self._sweep, self._bench, self._client = sweep, bench, client
+        self._sweep, self._bench, self._client, self._index = sweep, bench, client, index
         self._length: Length = replace(
             FULL, window_s=sweep.seconds / WINDOWS_OF_A_LOAD, run_s=sweep.seconds, least_requests=0
         )
@@ -152,6 +153,7 @@ class Course:
                 candidates=asking.candidates, rerank_depth=asking.rerank_depth, top_k=DEPTH, abstain=False
             ),
             seed=self._bench.seed + number,
+            index=self._index,
             bundles=bundles,
         ) as lines:
             if not (bundles / CURRENT).exists():

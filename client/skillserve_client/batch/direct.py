@@ -61,7 +61,7 @@ class DirectInference:
         progress: Progress | None = None,
         digest: str | None = None,
     ) -> Floats:
-        """Embeddings `[n, D]` or scores `[n]`, in the order of the sequences; raises RequestRejected or ServerError."""
+        """As `Inference.infer`; raises RequestRejected or ServerError."""
         model, graph = self._models[role]
         require_digest(model, digest, subject=self._subject)
         if not sequences:
@@ -69,7 +69,7 @@ class DirectInference:
         parts = []
         for chosen in cut(sequences, model, self._max_request_tokens):
             part = sequences[chosen]
-            parts.append(collect(graph.answer(encode(part, model)), len(part), model))
+            parts.append(collect(graph.answer(encode(part, model)), model.num_rows(part), model))
             if progress:
                 progress(len(part))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

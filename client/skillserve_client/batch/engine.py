@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from skillserve.card import ScoreKind
 from skillserve.errors import RepositoryError, RequestRejected, ServerError, ServerOverloaded, ServerUnreachable
@@ -42,9 +43,9 @@ class Inferred:
     """What became of a list of sequences."""
 
     rows: Floats
-    """`[n, D]` or `[n]`; what stands at a refused one means nothing."""
+    """`[n, D]` or `[n]`, or of token embedders `[T, D]`; what stands at a refused one means nothing."""
     refused: dict[int, str]
-    """Position → why."""
+    """Position of a sequence → why."""
 
 
 class Engine:
@@ -99,7 +100,8 @@ class Engine:
         key = reading_order(score_kind) if model.layout == "packed" else len
         order = np.array(sorted(range(len(sequences)), key=lambda i: key(sequences[i]), reverse=True), np.int64)
         runs = [order[chosen] for chosen in token_budget_batches(lens[order].tolist(), max_tokens=self._max_run_tokens)]
-        rows = np.zeros((len(sequences), *model.no_rows().shape[1:]), np.float32)
+        ends = np.cumsum([model.num_rows([sequence]) for sequence in sequences], dtype=np.int64)
+        rows = np.zeros((model.num_rows(sequences), *model.no_rows().shape[1:]), np.float32)
         refused: dict[int, str] = {}
         futures: dict[Future[Inferred], tuple[list[int], int]] = {}
         try:
@@ -109,7 +111,7 @@ class Engine:
             for future in as_completed(futures):
                 places, num_tokens = futures[future]
                 done = future.result()
-                rows[places] = done.rows
+                rows[_places(ends, places)] = done.rows
                 refused |= {places[i]: why for i, why in done.refused.items()}
                 advance(num_tokens)
         except BaseException:
@@ -161,7 +163,8 @@ class Engine:
             if type(again) not in _OF_ROWS:
                 raise
             why = f"the model refused it: {again.got}; wanted {again.wanted}"
-        return Inferred(np.zeros((1, *self.served(role).no_rows().shape[1:]), np.float32), {0: why})
+        model = self.served(role)
+        return Inferred(np.zeros((model.num_rows(sequences), *model.no_rows().shape[1:]), np.float32), {0: why})
 
     def _patiently(self, role: Role, sequences: Sequence[Ids], digest: str) -> Floats:
         """Send; as long as the server sheds or is away, wait and send again, until the patience ends."""
@@ -177,3 +180,8 @@ class Engine:
             ceiling_s = min(ceiling_s * 2, _LONGEST_PAUSE_S)
             with self._lock:
                 self.num_repeats += 1
+
+
+def _places(ends: npt.NDArray[np.int64], members: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Rows of these sequences, by the ends of all."""
+    return np.concatenate([np.arange(ends[i - 1] if i else 0, ends[i]) for i in members])

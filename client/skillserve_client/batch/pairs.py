@@ -19,6 +19,8 @@ from skillserve_client.batch.engine import Engine, Inferred, Tokens
 from skillserve_client.batch.inputs import Sources
 from skillserve_client.batch.jobs import Outcome, Refused
 from skillserve_client.bundle import Bundle
+from skillserve_client.reranking import Reranking, rerank
+from skillserve_client.wire import Floats
 
 __all__ = ["PairsJob", "Prepared"]
 
@@ -40,8 +42,11 @@ class Prepared:
     """Sound pair → row of its skill."""
     requests: list[list[Ids]]
     """Of each request what is embedded: itself and its parts."""
-    framed: list[Ids]
-    """Sound pair → what the reranker reads."""
+    rerankings: list[Reranking]
+    """What the second stage is asked: of each sound pair, or, where the bundle keeps token embeddings, of each request
+    with all of its skills."""
+    compared: list[list[int]]
+    """Reranking → its sound pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class PairsJob:
     @property
     def digests(self) -> Mapping[Role, str]:
         """Of both models."""
-        return self.bundle.digests
+        return self.bundle.serving
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -112,28 +117,36 @@ class PairsJob:
                 sound.append(i)
         request_of = [texts[records[i].text] for i in sound]
         rows = [self.row_of[records[i].skill_id] for i in sound]
-        framed = [corpus.pairs(sides[j], [row])[0] for j, row in zip(request_of, rows, strict=True)]
-        return Prepared(records, faults, sound, taken_apart, request_of, rows, requests, framed)
+        # A refused pair must not refuse its request's others; where the request alone is read, it is all of them.
+        if corpus.tokens is None:
+            compared = [[place] for place in range(len(sound))]
+        else:
+            compared = [[place for place, j in enumerate(request_of) if j == own] for own in range(len(requests))]
+        rerankings = [
+            rerank(corpus, sides[request_of[places[0]]], [rows[place] for place in places]) for places in compared
+        ]
+        return Prepared(records, faults, sound, taken_apart, request_of, rows, requests, rerankings, compared)
 
     def score(self, prepared: Prepared, engine: Engine, advance: Tokens) -> list[Outcome]:
         """Embed each request once, rerank every pair, add up as the cards say."""
-        digests = self.bundle.digests
+        digests, second = self.bundle.serving, self.bundle.corpus.second_stage
         flat = [sequence for of_one in prepared.requests for sequence in of_one]
         embedded = engine.infer("embedder", flat, digest=digests["embedder"], advance=advance)
         reranked = engine.infer(
-            "reranker",
-            prepared.framed,
-            digest=digests["reranker"],
-            score_kind=self.bundle.corpus.score_kind("reranker"),
+            second,
+            [sequence for each in prepared.rerankings for sequence in each.sequences],
+            digest=digests[second],
+            score_kind=self.bundle.corpus.score_kind(second),
             advance=advance,
         )
+        logits, unscored = _logits(prepared, reranked)
         similarities, first = self._first_stage(prepared, embedded)
-        scores = self.bundle.corpus.final_scores(reranked.rows, first)
+        scores = self.bundle.corpus.final_scores(logits, first)
         why = _refused_requests(prepared, embedded)
         outcomes: dict[int, Outcome] = {i: Refused(reason) for i, reason in prepared.faults.items()}
         for place, i in enumerate(prepared.sound):
             pair = prepared.pairs[i]
-            reason = why.get(prepared.request_of[place]) or reranked.refused.get(place)
+            reason = why.get(prepared.request_of[place]) or unscored.get(place)
             outcomes[i] = (
                 Refused(reason)
                 if reason
@@ -141,7 +154,7 @@ class PairsJob:
                     "id": pair.id,
                     "skill_id": pair.skill_id,
                     "score": float(scores[place]),
-                    "logit": float(reranked.rows[place]),
+                    "logit": float(logits[place]),
                     "first_stage": float(first[place]),
                     "similarity": float(similarities[place]),
                 }
@@ -165,6 +178,20 @@ class PairsJob:
             own = np.flatnonzero(request_of == j)
             similarities[own], first[own] = near[rows[own]], scored[rows[own]]
         return similarities, first
+
+
+def _logits(prepared: Prepared, reranked: Inferred) -> tuple[Floats, dict[int, str]]:
+    """Logit of every sound pair `[n]`, and why some have none."""
+    logits, last = np.zeros(len(prepared.sound), np.float32), 0
+    unscored: dict[int, str] = {}
+    # Every reranking has one sequence here: a pair, or a request.
+    for at, (reranking, places) in enumerate(zip(prepared.rerankings, prepared.compared, strict=True)):
+        first, last = last, last + reranking.num_rows
+        if at in reranked.refused:
+            unscored |= dict.fromkeys(places, reranked.refused[at])
+        else:
+            logits[places] = reranking.logits(reranked.rows[first:last])
+    return logits, unscored
 
 
 def _refused_requests(prepared: Prepared, embedded: Inferred) -> dict[int, str]:

@@ -56,7 +56,7 @@ class RankJob:
     def digests(self) -> Mapping[Role, str]:
         """Of the models that take part."""
         depth, _ = choose_depth(self.bundle, self.settings.rerank_depth)
-        return {role: digest for role, digest in self.bundle.digests.items() if depth or role == "embedder"}
+        return {role: digest for role, digest in self.bundle.serving.items() if depth or role == "embedder"}
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -95,18 +95,19 @@ class RankJob:
         inferred = engine.infer(
             role,
             sequences,
-            digest=self.bundle.digests[role],
+            digest=self.bundle.serving[role],
             score_kind=self.bundle.corpus.score_kind(role),
             advance=advance,
         )
-        end = 0
+        model, end, last_row = engine.served(role), 0, 0
         for i, begun, step in asked:
             start, end = end, end + len(step.sequences)
+            first_row, last_row = last_row, last_row + model.num_rows(step.sequences)
             reasons = [inferred.refused[at] for at in range(start, end) if at in inferred.refused]
             if reasons:
                 states[i] = Refused(f"{role}: {reasons[0]}")
             else:
-                states[i] = Begun(begun.query, begun.plan, proceed(begun.plan, inferred.rows[start:end]))
+                states[i] = Begun(begun.query, begun.plan, proceed(begun.plan, inferred.rows[first_row:last_row]))
 
 
 def _waiting(states: Sequence[Begun | Refused]) -> list[tuple[int, Begun, Step]]:

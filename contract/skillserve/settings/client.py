@@ -127,6 +127,11 @@ class IndexSettings(Section):
         allow_inf_nan=False,
         description="weight of a long request's parts in the first stage, such as 1; each part is embedded, too",
     )
+    token_embeddings: bool = Field(
+        default=False,
+        description="keep what the reranker reads in every skill, so that searches read their request alone; for one "
+        "of score kind max_sim. About 130 kB a skill, in the bundle and in the memory of whoever searches",
+    )
 
 
 class ScoreSettings(Section):

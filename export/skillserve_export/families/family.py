@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from skillserve.card import ModelCard, Pooling, ScoreKind
 from skillserve.errors import CardError
+from skillserve.max_sim import Interaction
 from skillserve.tensors import Role
 from skillserve_export.layout import Limits
 from skillserve_export.modules import PackedModel, PaddedEncoder, PaddedModel, UnitRows
@@ -95,6 +96,14 @@ class Family(ABC):
         encoder = self.encoder(model, card, folder)
         head, pooling = self._head(model, card, folder)
         return PackedModel(encoder, head, pooling, limits, model.config).eval()
+
+    def token_embedder(self, model: Any, card: ModelCard, folder: Path, max_request_tokens: int) -> nn.Module:
+        """Wrap a loaded reranker as a module that gives rows of tokens; only of those that compare tokens."""
+        raise NotImplementedError(f"{card.family} scores pairs, not tokens")
+
+    def interaction(self, card: ModelCard, folder: Path) -> Interaction:
+        """What scores are made with of those rows."""
+        raise NotImplementedError(f"{card.family} scores pairs, not tokens")
 
     def padded(self, model: Any, card: ModelCard, folder: Path) -> nn.Module:
         """Wrap a loaded model behind `input_ids` and `attention_mask` `[B, L]`."""

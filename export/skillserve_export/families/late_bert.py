@@ -13,10 +13,11 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 
 from skillserve.card import ModelCard, ScoreKind
 from skillserve.errors import CardError
+from skillserve.max_sim import Interaction
 from skillserve.tensors import Role
 from skillserve_export.families.bert import BertEncoder
 from skillserve_export.families.family import Family
-from skillserve_export.late import LateScore, PackedLate, PaddedLate
+from skillserve_export.late import LateScore, PackedLate, PaddedLate, TokenEmbedder
 from skillserve_export.layout import Limits
 from skillserve_export.vocabulary import OPENING, token_ids
 
@@ -62,6 +63,16 @@ class LateBert(Family):
         """Pairs are cut in two behind the guard."""
         limits = Limits(card.vocab_size, card.max_tokens, max_request_tokens)
         return PackedLate(self.encoder(model, card, folder), _score(folder, card), limits, model.config).eval()
+
+    def token_embedder(self, model: Any, card: ModelCard, folder: Path, max_request_tokens: int) -> nn.Module:
+        """Single texts, whose tokens are compared elsewhere."""
+        limits = Limits(card.vocab_size, card.max_tokens, max_request_tokens)
+        weights = _score(folder, card).weights
+        return TokenEmbedder(self.encoder(model, card, folder), weights, limits, model.config).eval()
+
+    def interaction(self, card: ModelCard, folder: Path) -> Interaction:
+        """What the folder says of stretches and their scale."""
+        return _score(folder, card).interaction
 
     def padded(self, model: Any, card: ModelCard, folder: Path) -> nn.Module:
         """Both sides in one row, each under its own mask."""

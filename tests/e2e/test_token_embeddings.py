@@ -31,7 +31,7 @@ TOLERANCE = 1e-5
 QUANTISED = 0.05
 """Scores are cosines times 10, and eight bits turn those of 32 dimensions by up to 0.004."""
 SEARCH = SearchSettings(candidates=30, rerank_depth=20, top_k=20)
-WORDS = ["find", "skill", "sql", "query", "deploy", "test", "agent", "the", "and", "log", "index", "plan", *"abcdefghij"]
+WORDS = ["find", "skill", "sql", "query", "deploy", "test", "agent", "the", "and", "log", "index", *"abcdefghij"]
 
 pytestmark = pytest.mark.e2e
 

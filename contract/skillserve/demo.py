@@ -26,7 +26,7 @@ import typer
 from skillserve.console import err, talk
 from skillserve.errors import ServerStartError, SkillserveError, UsageError
 from skillserve.publish import sha256_of, write_text
-from skillserve.tensors import MODEL_NAMES, WeightsRole
+from skillserve.tensors import MODEL_NAMES, Role, WeightsRole
 
 __all__ = ["demo"]
 
@@ -61,7 +61,7 @@ class _Step:
     title: str
     arguments: tuple[str, ...]
     reads: tuple[Path, ...]
-    writes: Path
+    writes: tuple[Path, ...]
     room: str
 
 
@@ -89,9 +89,13 @@ def demo(
     repository = out / "model_repository"
     with ExitStack() as stack:
         url = stack.enter_context(_server(repository, out / "server.log"))
-        talk("\n[6/8] Build a bundle of the catalogue, and measure on its test requests whether reranking helps")
+        talk(
+            "\n[6/8] Build a bundle of the catalogue with the token embeddings of its skills, and measure on its test "
+            "requests whether reranking helps"
+        )
         bundles = ("--bundles", str(out / "bundles"), "--url", url)
-        _skillserve("index", str(catalogue), "--models", str(repository), "--queries", str(queries), *bundles)
+        measured = ("--models", str(repository), "--queries", str(queries))
+        _skillserve("index", str(catalogue), *measured, "--token-embeddings", *bundles)
         talk("\n[7/8] Learn from requests that no skill fits when to say so")
         none = data / "queries" / "test-none.jsonl"
         if none.is_file():
@@ -133,16 +137,24 @@ def _steps(data: Path, base: str, out: Path) -> Iterator[_Step]:
                 *begin,
             ),
             (*inputs, *((weights / "embedder" / "card.json",) if role == "reranker" else ())),
-            weights / role,
+            (weights / role,),
             "skillserve_training",
         )
-    for role in get_args(WeightsRole):
+    # Its recipe makes the reranker one by late interaction, which is served as two models.
+    exported: dict[WeightsRole, tuple[str, tuple[Role, ...]]] = {
+        "embedder": ("Export the embedder as a packed graph, checked against its weights", ("embedder",)),
+        "reranker": (
+            "Export the reranker as two packed graphs, of pairs and of single texts, checked against its weights",
+            ("reranker", "token_embedder"),
+        ),
+    }
+    for role, (title, served) in exported.items():
         yield _Step(
             f"export-{role}",
-            f"Export the {role} as a packed graph, checked against its weights",
+            title,
             ("export", str(weights / role), "--repository", str(repository), "--data", str(data)),
             (*inputs, weights / role / "card.json"),
-            repository / MODEL_NAMES[role],
+            tuple(repository / MODEL_NAMES[name] for name in served),
             "skillserve_export",
         )
 
@@ -151,8 +163,8 @@ def _run_step(number: int, step: _Step, out: Path, *, fresh: bool) -> None:
     talk(f"\n[{number}/8] {step.title}")
     stamp = out / "stamps" / step.name
     key = _key(step)
-    if not fresh and step.writes.is_dir() and stamp.is_file() and stamp.read_text() == key:
-        talk(f"      current: {step.writes}")
+    if not fresh and all(map(Path.is_dir, step.writes)) and stamp.is_file() and stamp.read_text() == key:
+        talk(f"      current: {', '.join(map(str, step.writes))}")
         return
     _skillserve(*step.arguments)
     write_text(stamp, key)

@@ -29,6 +29,7 @@ def test_the_demo_runs_and_runs_again_from_what_is_current(
         assert f"{name}:" in first.stdout
     assert first.stdout.count("ms: tokenise") == len(REQUESTS)
     assert "bundle" in first.stdout
+    assert list((tmp_path / "demo" / "bundles").glob("*/token_embeddings.npz"))
     second = skillserve(*arguments, **limits)
     assert second.stderr.count("current:") == 4
     assert second.stdout.count("ms: tokenise") == len(REQUESTS)

@@ -15,12 +15,11 @@ from skillserve.console import Bar, out, print_json, progress, talk
 from skillserve.errors import ParityError, UsageError
 from skillserve.flags import Json, with_settings
 from skillserve.settings import Settings
-from skillserve.tensors import MODEL_NAMES, Role
 from skillserve_export.gate import RankGate, Tell, judge_server
 from skillserve_export.gate_report import report_of
 from skillserve_export.parity import require
 from skillserve_export.profiles import Profiles
-from skillserve_export.repository import NUM_STEPS, Exported, export_model, roles_of, verify_model
+from skillserve_export.repository import Exported, export_model, num_steps, verify_model
 
 __all__ = ["export", "verify"]
 
@@ -75,24 +74,16 @@ def export(
     """Turn weights into a packed graph, gate it, write the model repository."""
     gate = gate or settings.export.precision != "fp32"
     _refuse_alone({"--run": run, "--report": report}, gate=gate)
-    roles = roles_of(read_card(weights), layout)
-    done: list[Exported] = []
-    with progress("export", NUM_STEPS * len(roles)) as bar:
-        for role in roles:
-            ranks = _gate(role, gate=gate, data=data, run=run, report=report, settings=settings, bar=bar)
-            done.append(
-                export_model(
-                    weights,
-                    settings.export,
-                    data=data,
-                    layout=layout,
-                    role=role,
-                    gate=ranks,
-                    advance=lambda note: bar.advance(note=note),
-                )
-            )
+    with progress("export", num_steps(read_card(weights), layout)) as bar:
+        ranks = (
+            RankGate(settings=settings.export, data=data, run=run, report=report, tell=_teller(bar)) if gate else None
+        )
+        exported = export_model(
+            weights, settings.export, data=data, layout=layout, gate=ranks, advance=lambda note: bar.advance(note=note)
+        )
+    done = (exported, *exported.also)
     _show(done, as_json=as_json)
-    wrote = " and ".join(str(exported.folder) for exported in done)
+    wrote = " and ".join(str(one.folder) for one in done)
     if settings.export.runtime == "tensorrt":
         talk(f"Wrote {wrote}. Build its plan, in NVIDIA's container: skillserve plan {wrote}")
     else:
@@ -128,36 +119,20 @@ def verify(
         with _judged([Exported(verdict.card, None, [], verdict)], as_json=as_json):
             verdict.require(fix="Do not search with it: go back to the server, runtime or driver that passed.")
         return
-    card = read_card(weights)
-    also = [role for role in roles_of(card, "packed")[1:] if (settings.export.repository / MODEL_NAMES[role]).exists()]
-    found: list[Exported] = []
-    with progress("verify", (NUM_STEPS - 1) * (1 + len(also))) as bar:
-        for role in (card.role, *also):
-            gated = _gate(role, gate=gate, data=data, run=run, report=report, settings=settings, bar=bar)
-            found.append(
-                verify_model(
-                    weights,
-                    settings.export,
-                    data=data,
-                    role=role,
-                    gate=gated,
-                    advance=lambda note: bar.advance(note=note),
-                )
-            )
+    with progress("verify", num_steps(read_card(weights)) - 1) as bar:
+        gated = (
+            RankGate(settings=settings.export, data=data, run=run, report=report, tell=_teller(bar)) if gate else None
+        )
+        verified = verify_model(
+            weights, settings.export, data=data, gate=gated, advance=lambda note: bar.advance(note=note)
+        )
     advice = f"Do not serve it. Export it again: skillserve export {weights}"
+    found = (verified, *verified.also)
     with _judged(found, as_json=as_json):
-        for verified in found:
-            require(verified.checks, f"graph in `{verified.folder}`", fix=advice)
-            if verified.verdict is not None:
-                verified.verdict.require(fix=advice)
-
-
-def _gate(
-    role: Role, *, gate: bool, data: Path | None, run: Path | None, report: Path | None, settings: Settings, bar: Bar
-) -> RankGate | None:
-    if not gate:
-        return None
-    return RankGate(settings=settings.export, data=data, run=run, report=report, role=role, tell=_teller(bar))
+        for one in found:
+            require(one.checks, f"graph in `{one.folder}`", fix=advice)
+            if one.verdict is not None:
+                one.verdict.require(fix=advice)
 
 
 def _refuse_alone(options: Mapping[str, object], *, gate: bool) -> None:

@@ -18,7 +18,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,15 @@ from skillserve_export.running_sums import sums_as_products
 from skillserve_export.sample import ParitySample, load_sample
 from skillserve_export.scorers import GraphScorer
 from skillserve_export.served import ServedGraph, TokenGraph
+from skillserve_export.stock import StockGraph
 from skillserve_export.tensorrt_config import mask_file
 from skillserve_export.tensorrt_profiles import profiles_for, require_tensorrt
 from skillserve_export.verdict import Verdict
 
-__all__ = ["NUM_STEPS", "Exported", "export_model", "roles_of", "verify_model"]
+__all__ = ["Exported", "export_model", "num_steps", "roles_of", "verify_model"]
 
-NUM_STEPS = 9
-"""How often `export_model` calls `advance`: load, graph, stock, then six checks, or another precision and five."""
+
+_STEPS_OF_A_ROLE = 8
 
 _PROBE_SEQUENCES = 2
 _PROBE_NUMBERS = 5
@@ -90,6 +91,8 @@ class Exported:
     """The rank gate's, where it was asked or had to be."""
     profiles: Profiles | None = None
     """Of an export for TensorRT."""
+    also: tuple[Exported, ...] = ()
+    """What else the same weights are served as."""
 
 
 def export_model(
@@ -98,66 +101,28 @@ def export_model(
     *,
     data: Path | None = None,
     layout: Layout = "packed",
-    role: Role | None = None,
     gate: RankGate | None = None,
     advance: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Export, gate and write one model; raises ParityError or CardError and then leaves the repository alone.
-
-    `role` is what it is served as, one of `roles_of`; None is that of its weights.
+    """Export, gate and write a model in all its roles; ParityError or CardError leaves the repository alone.
 
     With `gate`, and below float32 always, rankings are judged as well, and the report is written also where the graph
     is not.
     """
-    precision = settings.precision
     require_tensorrt(settings, layout)
-    require_runnable(precision, settings.device)
+    require_runnable(settings.precision, settings.device)
     card = read_card(weights, verify_weights=True)
-    role = role or card.role
-    gate = _required(gate, settings, data, card, precision)
+    gate = _required(gate, settings, data, card, settings.precision)
     profiles = profiles_for(card, weights, settings, data)
-    sample = load_sample(card, weights, data)
     with tempfile.TemporaryDirectory(prefix="skillserve-export-") as scratch_name:
         scratch = Path(scratch_name)
-        model = family_of(card).load(weights, card)
-        advance(f"exporting the {layout} graph")
-        _export_graph(model, card, weights, role, settings, layout, scratch / GRAPH_FILE)
-        if precision != "fp32":
-            advance(f"rewriting it in {precision}")
-            words = load_sample(card, weights, None)
-            lower(scratch / GRAPH_FILE, precision, card, words.sequences, GRAPHS[layout].feeds)
-        advance("exporting the reference")
-        export_stock(model, card, scratch / "stock.onnx")
-        advance("checking parity")
-        tokens = _token_rows(model, card, weights) if role == "token_embedder" else None
-        graph = open_graph(scratch / GRAPH_FILE, layout, settings.device, tokens and tokens.interaction)
-        stock = open_stock(scratch / "stock.onnx", card, weights)
-        checks = check_parity(graph, stock, card, sample, lambda: advance("checking parity"), precision=precision)
-        require(checks, f"{layout} {precision} {graph.title} of `{card.name}`", fix=_advice(precision))
-        verdict = None
-        if gate is not None:
-            digest = check_servable(scratch / GRAPH_FILE, precision, settings).digest()
-            _remember(graph)
-            scorer = GraphScorer(graph=graph, card=card, layout=layout, precision=precision, graph_digest=digest)
-            verdict = gate.judge(card, weights, scorer, stock)
-            verdict.require(fix="Nothing was written. Choose another precision, or set its limits in the card.")
-        probe = _probe(role, graph, sample, precision)
-        folder = settings.repository / MODEL_NAMES[role]
-        with published_folder(folder) as draft:
-            (draft / str(settings.version)).mkdir()
-            move_graph(scratch / GRAPH_FILE, draft / str(settings.version))
-            checked = check_servable(draft / str(settings.version) / GRAPH_FILE, precision, settings)
-            stamp = Stamp(layout=layout, precision=precision, graph_digest=checked.digest(), tokens=tokens)
-            for name in (CARD_FILE, "tokenizer.json"):
-                shutil.copyfile(weights / name, draft / name)
-            (draft / "config.pbtxt").write_text(to_pbtxt(model_config(card, settings, stamp, probe, profiles)))
-            (draft / PROBE_FILE).write_text(probe.model_dump_json(indent=1) + "\n")
-            _write_warmup(draft / WARMUP_FOLDER, warmup_tensors(layout, probe), profiles)
-            if profiles is not None:
-                (draft / PROFILES_FILE).write_text(profiles.model_dump_json(indent=1) + "\n")
-            record = _record(settings, stamp, draft, checks)
-            (draft / EXPORT_FILE).write_text(record.model_dump_json(indent=1) + "\n")
-    return Exported(card, folder, checks, verdict, profiles)
+        subject = _Subject.read(weights, card, scratch, data, advance)
+        drafts = [
+            _drafted(subject, role, settings, layout, scratch / role, gate, advance) for role in roles_of(card, layout)
+        ]
+        # Nothing is written before all have passed.
+        first, *others = [_published(subject, draft, settings, layout, profiles) for draft in drafts]
+    return replace(first, also=tuple(others))
 
 
 def verify_model(
@@ -165,17 +130,131 @@ def verify_model(
     settings: ExportSettings,
     *,
     data: Path | None = None,
-    role: Role | None = None,
     gate: RankGate | None = None,
     advance: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Check the graph that stands in the repository against its weights; writes nothing but the report of `gate`.
+    """Check the graphs that stand in the repository against their weights; writes nothing but the reports of `gate`.
 
-    Rankings are judged if the graph reproduces its weights, and `gate` is given or the graph is below float32.
+    Rankings are judged if a graph reproduces its weights, and `gate` is given or the graph is below float32. Of roles
+    beyond the weights' own those are checked that are there.
     """
     card = read_card(weights, verify_weights=True)
-    role = role or card.role
-    folder = settings.repository / MODEL_NAMES[role]
+    folders = {role: settings.repository / MODEL_NAMES[role] for role in roles_of(card, "packed")}
+    there = {role: folder for role, folder in folders.items() if role == card.role or folder.exists()}
+    records = {role: _record_of(card, weights, folder, settings) for role, folder in there.items()}
+    gates = {role: _required(gate, settings, data, card, record.precision) for role, record in records.items()}
+    with tempfile.TemporaryDirectory(prefix="skillserve-verify-") as scratch_name:
+        subject = _Subject.read(weights, card, Path(scratch_name), data, advance)
+        first, *others = [
+            _verified(subject, role, there[role], record, settings, gates[role], advance)
+            for role, record in records.items()
+        ]
+    return replace(first, also=tuple(others))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """Weights, and everything that their graphs are judged by."""
+
+    weights: Path
+    card: ModelCard
+    model: Any
+    stock: StockGraph
+    sample: ParitySample
+
+    @classmethod
+    def read(
+        cls, weights: Path, card: ModelCard, scratch: Path, data: Path | None, advance: Callable[[str], None]
+    ) -> _Subject:
+        sample = load_sample(card, weights, data)
+        advance("exporting the reference")
+        model = family_of(card).load(weights, card)
+        export_stock(model, card, scratch / "stock.onnx")
+        stock = open_stock(scratch / "stock.onnx", card, weights)
+        return cls(weights=weights, card=card, model=model, stock=stock, sample=sample)
+
+    def tokens(self, role: Role) -> TokenRows | None:
+        """What a token embedder gives; None for the other roles."""
+        if role != "token_embedder":
+            return None
+        interaction = family_of(self.card).interaction(self.card, self.weights)
+        return TokenRows(int(self.model.config.hidden_size), interaction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """A graph that passed."""
+
+    role: Role
+    path: Path
+    graph: ServedGraph
+    checks: list[Check]
+    verdict: Verdict | None
+
+
+def _drafted(
+    subject: _Subject,
+    role: Role,
+    settings: ExportSettings,
+    layout: Layout,
+    scratch: Path,
+    gate: RankGate | None,
+    advance: Callable[[str], None],
+) -> _Draft:
+    """Export and gate one role; raises ParityError."""
+    card, weights, precision = subject.card, subject.weights, settings.precision
+    scratch.mkdir()
+    path = scratch / GRAPH_FILE
+    advance(f"exporting the {layout} graph")
+    _export_graph(subject, role, settings, layout, path)
+    if precision != "fp32":
+        advance(f"rewriting it in {precision}")
+        words = load_sample(card, weights, None)
+        lower(path, precision, card, words.sequences, GRAPHS[layout].feeds)
+    advance("checking parity")
+    tokens = subject.tokens(role)
+    graph = open_graph(path, layout, settings.device, tokens and tokens.interaction)
+    checks = check_parity(
+        graph, subject.stock, card, subject.sample, lambda: advance("checking parity"), precision=precision
+    )
+    require(checks, f"{layout} {precision} {graph.title} of `{card.name}`", fix=_advice(precision))
+    verdict = None
+    if gate is not None:
+        digest = check_servable(path, precision, settings).digest()
+        scorer = GraphScorer(graph=graph, card=card, layout=layout, precision=precision, graph_digest=digest)
+        verdict = _judged(subject, role, scorer, gate)
+        verdict.require(fix="Nothing was written. Choose another precision, or set its limits in the card.")
+    return _Draft(role=role, path=path, graph=graph, checks=checks, verdict=verdict)
+
+
+def _published(
+    subject: _Subject, draft: _Draft, settings: ExportSettings, layout: Layout, profiles: Profiles | None
+) -> Exported:
+    """Write the folder of a graph that passed."""
+    card, weights, precision = subject.card, subject.weights, settings.precision
+    probe = _probe(draft.role, draft.graph, subject.sample, precision)
+    target = settings.repository / MODEL_NAMES[draft.role]
+    with published_folder(target) as folder:
+        (folder / str(settings.version)).mkdir()
+        move_graph(draft.path, folder / str(settings.version))
+        checked = check_servable(folder / str(settings.version) / GRAPH_FILE, precision, settings)
+        stamp = Stamp(
+            layout=layout, precision=precision, graph_digest=checked.digest(), tokens=subject.tokens(draft.role)
+        )
+        for name in (CARD_FILE, "tokenizer.json"):
+            shutil.copyfile(weights / name, folder / name)
+        (folder / "config.pbtxt").write_text(to_pbtxt(model_config(card, settings, stamp, probe, profiles)))
+        (folder / PROBE_FILE).write_text(probe.model_dump_json(indent=1) + "\n")
+        _write_warmup(folder / WARMUP_FOLDER, warmup_tensors(layout, probe), profiles)
+        if profiles is not None:
+            (folder / PROFILES_FILE).write_text(profiles.model_dump_json(indent=1) + "\n")
+        record = _record(settings, stamp, folder, draft.checks)
+        (folder / EXPORT_FILE).write_text(record.model_dump_json(indent=1) + "\n")
+    return Exported(card, target, draft.checks, draft.verdict, profiles)
+
+
+def _record_of(card: ModelCard, weights: Path, folder: Path, settings: ExportSettings) -> ExportRecord:
+    """The record of a folder of these weights; RepositoryError for one of others."""
     record = read_record(folder)
     if record.digest != card.digest:
         raise RepositoryError(
@@ -184,25 +263,41 @@ def verify_model(
             wanted=f"one of {card.short_digest}, the weights in `{weights}`",
             fix=f"Export them: skillserve export {weights} --repository {settings.repository}",
         )
-    gate = _required(gate, settings, data, card, record.precision)
-    sample = load_sample(card, weights, data)
-    with tempfile.TemporaryDirectory(prefix="skillserve-verify-") as scratch_name:
-        reference = Path(scratch_name) / "stock.onnx"
-        advance("exporting the reference")
-        model = family_of(card).load(weights, card)
-        export_stock(model, card, reference)
-        advance("checking parity")
-        how = _token_rows(model, card, weights).interaction if role == "token_embedder" else None
-        candidate = open_recorded(record, folder, card, settings, how)
-        stock = open_stock(reference, card, weights)
-        checks = check_parity(
-            candidate.graph, stock, card, sample, lambda: advance("checking parity"), precision=record.precision
-        )
-        verdict = None
-        if gate is not None and all(check.passed for check in checks):
-            _remember(candidate.graph)
-            verdict = gate.judge(card, weights, candidate, stock)
+    return record
+
+
+def _verified(
+    subject: _Subject,
+    role: Role,
+    folder: Path,
+    record: ExportRecord,
+    settings: ExportSettings,
+    gate: RankGate | None,
+    advance: Callable[[str], None],
+) -> Exported:
+    """One folder beside its weights."""
+    advance("checking parity")
+    card, tokens = subject.card, subject.tokens(role)
+    candidate = open_recorded(record, folder, card, settings, tokens and tokens.interaction)
+    checks = check_parity(
+        candidate.graph,
+        subject.stock,
+        card,
+        subject.sample,
+        lambda: advance("checking parity"),
+        precision=record.precision,
+    )
+    verdict = None
+    if gate is not None and all(check.passed for check in checks):
+        verdict = _judged(subject, role, candidate, gate)
     return Exported(card, folder, checks, verdict)
+
+
+def _judged(subject: _Subject, role: Role, candidate: GraphScorer, gate: RankGate) -> Verdict:
+    """The rank gate's verdict; parity has seen whether company changes a text, so here none is read twice."""
+    if isinstance(candidate.graph, TokenGraph):
+        candidate.graph.remembered = Remembered()
+    return replace(gate, role=role).judge(subject.card, subject.weights, candidate, subject.stock)
 
 
 def roles_of(card: ModelCard, layout: Layout) -> tuple[Role, ...]:
@@ -210,29 +305,22 @@ def roles_of(card: ModelCard, layout: Layout) -> tuple[Role, ...]:
     return (card.role, "token_embedder") if card.score_kind == "max_sim" and layout == "packed" else (card.role,)
 
 
-def _export_graph(
-    model: Any, card: ModelCard, weights: Path, role: Role, settings: ExportSettings, layout: Layout, output: Path
-) -> None:
+def num_steps(card: ModelCard, layout: Layout = "packed") -> int:
+    """How often `export_model` calls `advance`: for the reference, and for each role its graph and seven checks."""
+    return 1 + _STEPS_OF_A_ROLE * len(roles_of(card, layout))
+
+
+def _export_graph(subject: _Subject, role: Role, settings: ExportSettings, layout: Layout, output: Path) -> None:
     """The float32 graph of a layout, as its runtime takes it."""
-    family = family_of(card)
+    card, family = subject.card, family_of(subject.card)
     if layout == "packed":
         wrap = family.token_embedder if role == "token_embedder" else family.packed
-        module = wrap(model, card, weights, settings.max_request_tokens)
+        module = wrap(subject.model, card, subject.weights, settings.max_request_tokens)
         export_packed(module, card, role, settings.attention_core, output)
     else:
-        export_padded(family.padded(model, card, weights), card, output)
+        export_padded(family.padded(subject.model, card, subject.weights), card, output)
     if settings.runtime != "onnxruntime":
         sums_as_products(output)
-
-
-def _remember(graph: ServedGraph) -> None:
-    """Behind the parity gate no text need be read twice; whether company changes it was seen there."""
-    if isinstance(graph, TokenGraph):
-        graph.remembered = Remembered()
-
-
-def _token_rows(model: Any, card: ModelCard, weights: Path) -> TokenRows:
-    return TokenRows(int(model.config.hidden_size), family_of(card).interaction(card, weights))
 
 
 def _required(

@@ -130,7 +130,7 @@ class IndexSettings(Section):
     token_embeddings: bool = Field(
         default=False,
         description="keep what the reranker reads in every skill, so that searches read their request alone; for one "
-        "of score kind max_sim. About 190 kB for a skill of 500 tokens, in the bundle and in the memory of whoever searches",
+        "of score kind max_sim. About 190 kB for a skill of 500 tokens, in the bundle and in the memory of searchers",
     )
 
 

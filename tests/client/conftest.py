@@ -412,6 +412,16 @@ def bundles(world: IndexSettings, catalogue: Path, fake: FakeTriton) -> Path:
 
 
 @pytest.fixture
+def late_bundle(late_world: IndexSettings, catalogue: Path, late_fake: FakeTriton) -> Any:
+    """A bundle of the five skills with their token embeddings, opened."""
+    from skillserve_client import build_bundle, open_bundle
+
+    build_bundle(catalogue, late_fake, index=late_world)
+    late_fake.calls.clear()
+    return open_bundle(late_world.bundles)
+
+
+@pytest.fixture
 def judged_file(tmp_path: Path) -> Path:
     """Three requests with their skills, and one that nothing fits."""
     rows = [

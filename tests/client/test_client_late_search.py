@@ -9,19 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from skillserve.cli import main
-from skillserve.errors import BundleError, RepositoryError, RequestRejected, ServerError, SkillserveError
+from skillserve.errors import BundleError, RepositoryError, RequestRejected, SkillserveError
 from skillserve.max_sim import Interaction
-from skillserve.records import Answer, Pair, Query
+from skillserve.records import Answer
 from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
 from skillserve_client import AsyncSearcher, Bundle, Searcher, Triton, build_bundle, open_bundle
-from skillserve_client.batch.engine import Engine
-from skillserve_client.batch.jobs import Refused
-from skillserve_client.batch.pairs import PairsJob
-from skillserve_client.batch.rank import RankJob
 from skillserve_client.token_embeddings import TokenEmbeddings
 
 QUERIES = ["resize photo", "merge pdf table", "git commit tests", "send email", "chart", "deploy cloud rust sheet"]
@@ -44,13 +39,6 @@ class _Awaitable:
         return self._fake.infer(role, sequences, **named)
 
 
-@pytest.fixture
-def late_bundle(late_world: IndexSettings, catalogue: Path, late_fake: Any) -> Bundle:
-    build_bundle(catalogue, late_fake, index=late_world)
-    late_fake.calls.clear()
-    return open_bundle(late_world.bundles)
-
-
 @pytest.fixture(params=["blocking", "asyncio"])
 def search(request: pytest.FixtureRequest, late_bundle: Bundle, late_fake: Any) -> Callable[..., Answer]:
     def run(query: str, **named: Any) -> Answer:
@@ -66,10 +54,6 @@ def without_tokens(world: IndexSettings, catalogue: Path, fake: Any) -> Bundle:
     plain = world.model_copy(update={"token_embeddings": False, "bundles": world.bundles.parent / "plain"})
     build_bundle(catalogue, fake, index=plain)
     return open_bundle(plain.bundles)
-
-
-def engine_of(inference: Any, **changes: Any) -> Engine:
-    return Engine(inference, **{"num_workers": 2, "max_run_tokens": 12, "patience_s": 0.0} | changes)
 
 
 def test_scores_and_order_are_those_of_pairs_and_the_server_reads_the_request_alone(
@@ -167,92 +151,6 @@ def test_the_loop_serves_others_while_scores_are_computed(
 
     monkeypatch.setattr(TokenEmbeddings, "scores", scores)
     assert asyncio.run(run()).hits[0].skill_id == "pdf"
-
-
-def test_rankings_are_those_of_the_searcher_and_a_refused_request_is_refused_alone(
-    late_bundle: Bundle, late_fake: Any
-) -> None:
-    poison = late_bundle.corpus.require_reranker().query("chart").ids[0]
-    job = RankJob.of([], late_bundle, DEEP)
-    records = [Query(id=str(i), text=text) for i, text in enumerate([*QUERIES, "  "])]
-    with engine_of(_Poisoned(late_fake, int(poison))) as engine:
-        found = job.score(job.prepare(records), engine, lambda _: None)
-    searcher = Searcher(late_bundle, late_fake, DEEP)
-    assert dict(job.digests) == late_bundle.serving
-    for record, outcome in zip(records, found, strict=True):
-        if record.text in {"chart", "  "}:
-            assert isinstance(outcome, Refused)
-            continue
-        answer = searcher.search(record.text).to_dict()
-        assert outcome == {"id": record.id} | {
-            name: answer[name] for name in ("status", "probability", "reranked", "hits", "near_misses", "notes")
-        }
-    assert "token_embedder: the model refused it" in str(found[4])
-    assert "reranker" not in {role for role, _, _ in late_fake.calls}
-
-
-def test_pairs_have_the_scores_of_searches_and_those_of_a_refused_request_are_refused(
-    late_bundle: Bundle, late_fake: Any
-) -> None:
-    poison = int(late_bundle.corpus.require_reranker().query("chart").ids[0])
-    skills = late_bundle.corpus.skills.ids()
-    # Skill by skill, so that the pairs of one request stand apart.
-    records = [Pair(id=None, text=query, skill_id=skill) for skill in skills for query in QUERIES]
-    records.insert(7, Pair(id="lost", text="git", skill_id="nobody"))
-    job = PairsJob.of([], late_bundle, SearchSettings())
-    with engine_of(_Poisoned(late_fake, poison)) as engine:
-        found = job.score(job.prepare(records), engine, lambda _: None)
-    asked = [ids.tolist() for role, sequences, _ in late_fake.calls for ids in sequences if role == "token_embedder"]
-    assert len({tuple(ids) for ids in asked} - {(0,)}) == len(QUERIES) - 1
-    searcher = Searcher(late_bundle, late_fake, DEEP)
-    hits = {(query, hit.skill_id): hit for query in QUERIES for hit in searcher.search(query).hits}
-    for place, (pair, outcome) in enumerate(zip(records, found, strict=True)):
-        if pair.text == "chart" or place == 7:
-            assert isinstance(outcome, Refused)
-            assert ("nobody" if place == 7 else "the model refused it") in outcome.reason
-            continue
-        assert isinstance(outcome, dict)
-        hit = hits[pair.text, pair.skill_id]
-        assert np.float32(outcome["score"]) == np.float32(hit.score)
-        assert np.float32(outcome["similarity"]) == np.float32(hit.similarity)
-        alone = job.score(job.prepare([pair]), engine := engine_of(late_fake), lambda _: None)
-        engine.close()
-        assert alone == [outcome]
-
-
-class _Poisoned:
-    """A server whose token embedder fails on texts with one token."""
-
-    def __init__(self, fake: Any, poison: int) -> None:
-        self._fake, self._poison = fake, poison
-
-    def served(self, role: Any) -> Any:
-        return self._fake.served(role)
-
-    def infer(self, role: Any, sequences: Any, **how: Any) -> Any:
-        if role == "token_embedder" and any(self._poison in sequence for sequence in sequences):
-            raise ServerError("fake", got="NaN", wanted="numbers", fix="None.")
-        return self._fake.infer(role, sequences, **how)
-
-
-@pytest.mark.parametrize("bad", [[], [0], [3, 4], [8], list(range(9))])
-@pytest.mark.parametrize("max_run_tokens", [12, 1000])
-def test_rows_of_tokens_come_home_to_their_sequences(
-    bad: list[int], max_run_tokens: int, late_fake: Any, computed: Any
-) -> None:
-    lens = [9, 4, 4, 6, 2, 8, 3, 3, 1]
-    sequences = [np.random.default_rng(n).integers(5, 60, length).astype(np.int32) for n, length in enumerate(lens)]
-    for i in bad:
-        sequences[i][0] = 61
-    counted: list[int] = []
-    with engine_of(_Poisoned(late_fake, 61), max_run_tokens=max_run_tokens) as engine:
-        found = engine.infer("token_embedder", sequences, digest="f" * 64, advance=counted.append)
-        nothing = engine.infer("token_embedder", [], digest="f" * 64, advance=counted.append)
-    assert sorted(found.refused) == bad
-    assert nothing.rows.shape == (0, found.rows.shape[1])
-    assert sum(counted) == len(found.rows) == sum(lens)
-    for i, rows in enumerate(np.split(found.rows, np.cumsum(lens)[:-1])):
-        assert i in bad or np.array_equal(rows, computed("token_embedder", [sequences[i]]))
 
 
 def test_commands_build_and_search_through_sockets(

@@ -27,7 +27,7 @@ from skillserve_bench.server import Server
 from skillserve_bench.supply import read_texts
 from skillserve_client.quality import Judged, read_judged
 
-__all__ = ["measure_latency"]
+__all__ = ["measure_latency", "sources_of"]
 
 
 def measure_latency(
@@ -93,7 +93,7 @@ def measure_latency(
         server=server.version,
         results=results,
         index=built if "index" in settings.scenarios else None,
-        sources=_sources(lines),
+        sources=sources_of(lines),
         lens={role: supply.lens for role, supply in lines.supplies.items()},
         settings=settings,
         interrupted=interrupted,
@@ -177,7 +177,8 @@ def _measure_field(
             )
 
 
-def _sources(lines: Lines) -> Sequence[str]:
+def sources_of(lines: Lines) -> Sequence[str]:
+    """What was searched and asked, in sentences of a report's method."""
     index = lines.index
     kept = index.token_embeddings
     return [

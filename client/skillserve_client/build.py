@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 
 from skillserve.console import progress, talk
-from skillserve.errors import BundleError, CatalogueError, ConfigError, SkillserveError
+from skillserve.errors import BundleError, CatalogueError, ConfigError, RepositoryError, SkillserveError
 from skillserve.framing import RerankerTokens, mend
 from skillserve.fusion import FirstStageWeights
 from skillserve.lexical import LexicalIndex
 from skillserve.records import Skill
 from skillserve.settings import IndexSettings, SearchSettings
 from skillserve.skillfile import read_skills
-from skillserve.tensors import Role
+from skillserve.tensors import MODEL_NAMES, Role
 from skillserve.text import skill_text
 from skillserve_client.bundle import Bundle, open_bundle
 from skillserve_client.corpus import Corpus
@@ -186,7 +186,7 @@ def _token_embedder(index: IndexSettings, sources: dict[Role, Source], triton: I
                 "--token-embeddings the bundle keeps what it reads in skills, and reranking is many times faster."
             )
         return None
-    if not compares:
+    if reranker is None or not compares:
         raise ConfigError(
             "setting index.token_embeddings",
             got="a repository without a reranker"
@@ -195,7 +195,15 @@ def _token_embedder(index: IndexSettings, sources: dict[Role, Source], triton: I
             wanted="one of score kind max_sim, which compares their tokens",
             fix="Leave it out, or train such a reranker: skillserve train reranker --interaction late",
         )
-    return read_sources(index.models, triton, roles=("token_embedder",))["token_embedder"]
+    source = read_sources(index.models, triton, roles=("token_embedder",))["token_embedder"]
+    if (source.card.digest, source.tokenizer_json) != (reranker.card.digest, reranker.tokenizer_json):
+        raise RepositoryError(
+            f"model folder `{index.models / MODEL_NAMES['token_embedder']}`",
+            got=f"weights {source.card.short_digest}, or another tokenizer than the reranker's",
+            wanted=f"the reranker's: {reranker.card.short_digest}",
+            fix="Export the reranker again, which writes both: skillserve export WEIGHTS",
+        )
+    return source
 
 
 def _reranker(sources: dict[Role, Source]) -> RerankerTokens | None:

@@ -74,7 +74,7 @@ def calibrate_bundle(
         least_answerable=max(_LEAST_ANSWERABLE, settings.num_folds),
         least_none=max(least_none(settings.false_injection), settings.num_folds),
     )
-    check_models(live, {role: triton.served(role) for role in live.digests})
+    check_models(live, {role: triton.served(role) for role in live.serving})
     depth = (search.rerank_depth or DEFAULT_DEPTH) if live.corpus.reranker is not None else 0
     depths: dict[StageName, int] = {"embed": EMBED_DEPTH, **({"rerank": depth} if depth else {})}
     had = live.calibration

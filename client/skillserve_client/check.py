@@ -98,7 +98,7 @@ def check_bundle(
             wanted="others, since those flatter it",
             fix="Name requests that took no part: --check FILE --check-none FILE",
         )
-    check_models(bundle, {role: triton.served(role) for role in bundle.digests})
+    check_models(bundle, {role: triton.served(role) for role in bundle.serving})
     rerank = calibration.stages.get("rerank")
     scored = score_requests(bundle, known.asked, triton, rerank.depth if rerank else 0, progress)
     talk(f"measuring on {known.num_answerable} answerable requests and {known.num_none} that nothing fits")

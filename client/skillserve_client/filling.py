@@ -14,6 +14,7 @@ from skillserve.framing import EmbedderTokens, RerankerTokens
 from skillserve.records import Skill
 from skillserve.tensors import Ids, token_budget_batches
 from skillserve_client.bundle import Bundle
+from skillserve_client.manifest import RERANKER_TOKENIZER
 from skillserve_client.models import Source
 from skillserve_client.table import SkillTable
 from skillserve_client.token_embeddings import SkillTokens, TokenEmbeddings
@@ -97,7 +98,7 @@ def read_tokens(
     dim, how = source.served.dim, source.served.interaction
     if dim is None or how is None:
         raise ValueError(f"{source.served.name} is no token embedder")
-    before = held.corpus.tokens if held is not None and held.digests.get("reranker") == source.card.digest else None
+    before = held.corpus.tokens if held is not None and _same_reading(held, source) else None
     if before is not None and (before.dim, before.how) != (dim, how):
         before = None
     known = {} if held is None or before is None else held.corpus.skills.marks()
@@ -119,6 +120,13 @@ def read_tokens(
             ends = np.cumsum([len(text) for text in asked])[:-1]
             found |= {row: SkillTokens.of(own) for row, own in zip(fresh[part], np.split(rows, ends), strict=True)}
     return TokenEmbeddings.joined((found[row] for row in range(len(skills))), dim, how)
+
+
+def _same_reading(held: Bundle, source: Source) -> bool:
+    """Whether a bundle's skills were read by this model; with another tokenizer it reads other tokens."""
+    files, tokenizer = held.manifest.files, hashlib.sha256(source.tokenizer_json).hexdigest()
+    same_weights = held.digests.get("reranker") == source.card.digest
+    return same_weights and files[RERANKER_TOKENIZER].sha256 == tokenizer
 
 
 def tokenised(tokenise: Callable[[Sequence[Skill]], list[Ids]], skills: Sequence[Skill], title: str) -> list[Ids]:

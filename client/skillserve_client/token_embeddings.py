@@ -101,10 +101,11 @@ class TokenEmbeddings:
     def from_bytes(cls, content: bytes, how: Interaction, *, subject: str) -> Self:
         """Read a verified file; raises BundleError if it holds something else."""
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                rows, factors, ends = (arrays[name] for name in _ARRAYS)
-        except (ValueError, KeyError, OSError, BadZipFile) as error:
-            raise _unreadable(subject, str(error).splitlines()[0]) from error
+            arrays = np.load(io.BytesIO(content), allow_pickle=False)
+            rows, factors, ends = (arrays[name] for name in _ARRAYS)
+        # IndexError: an array alone. RuntimeError: an archive that is encrypted or compressed in some other way.
+        except (ValueError, LookupError, OSError, EOFError, RuntimeError, BadZipFile) as error:
+            raise _unreadable(subject, str(error).partition("\n")[0] or type(error).__name__) from error
         kinds = tuple(f"{array.dtype.name} of {array.ndim} dimensions" for array in (rows, factors, ends))
         if kinds != tuple(_ARRAYS.values()):
             raise _unreadable(subject, ", ".join(kinds))

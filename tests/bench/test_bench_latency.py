@@ -18,11 +18,12 @@ from matplotlib.image import imread
 
 from skillserve.cli import main
 from skillserve.errors import ConfigError
-from skillserve.settings import BenchSettings
+from skillserve.settings import BenchSettings, ClientSettings, IndexSettings, SearchSettings
 from skillserve_bench.environment import observe
 from skillserve_bench.gpus import GpuMeter
+from skillserve_bench.latency import sources_of
 from skillserve_bench.lengths import LENGTHS
-from skillserve_bench.levels import IndexBuild
+from skillserve_bench.levels import IndexBuild, Lines
 from skillserve_bench.load.histogram import Histogram
 from skillserve_bench.load.windows import Window
 from skillserve_bench.measurement import Measurement, within
@@ -114,6 +115,23 @@ def report(found: Material) -> Report:
 
 def test_every_length_that_can_be_set_is_defined() -> None:
     assert set(LENGTHS) == set(get_args(BenchSettings.model_fields["length"].annotation))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_method_says_where_skills_were_read_in_advance(kept: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    nowhere: Any = None  # nothing is asked of the server
+    lines = Lines(
+        nowhere,
+        nowhere,
+        repository=tmp_path,
+        data=tmp_path,
+        index=IndexSettings(token_embeddings=kept),
+        client=ClientSettings(),
+        search=SearchSettings(),
+        seed=1,
+    )
+    method = findings_of(replace(material(), sources=sources_of(lines))).method
+    assert any("keeps the token embeddings of its skills" in line for line in method) == kept
 
 
 def test_a_late_generator_makes_a_run_invalid_and_says_why() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,14 @@ from skillserve.cli import main
 from skillserve.config import load_settings
 from skillserve.errors import ConfigError, UsageError
 from skillserve.recommendation import Asking, ServedAs, Tuning, read_recommendation
-from skillserve.settings import BenchSettings, ClientSettings, ExportSettings, ServeSettings, SweepSettings
+from skillserve.settings import (
+    BenchSettings,
+    ClientSettings,
+    ExportSettings,
+    IndexSettings,
+    ServeSettings,
+    SweepSettings,
+)
 from skillserve_bench import cli_sweep
 from skillserve_bench.environment import observe
 from skillserve_bench.intervals import Estimate
@@ -117,6 +124,7 @@ def test_no_two_repositories_share_a_bundle(tmp_path: Path) -> None:
         sweep=SweepSettings(),
         bench=BenchSettings(),
         client=ClientSettings(),
+        index=IndexSettings(),
     )
     assert len({course.bundles[each.repository] for each in subjects}) == 2
 
@@ -214,6 +222,9 @@ def test_the_report_says_what_is_recommended_first_and_names_what_failed() -> No
     assert found.summary[-1] == "NOT VALID: point 3: 3 threads: server: no"
     assert len(found.charts) == 2
     json.dumps(found.figures, allow_nan=False)
+    kept = "Bundles keep the token embeddings of their skills."
+    assert kept not in found.method
+    assert kept in findings_of(replace(swept, token_embeddings=True)).method
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import grpc
 import numpy as np
@@ -23,20 +23,24 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from skillserve.card import ModelCard
-from skillserve.errors import DeadlineExceeded, SkillserveError
+from skillserve.errors import DeadlineExceeded, RepositoryError, SkillserveError
+from skillserve.max_sim import Interaction
 from skillserve.settings import ClientSettings, IndexSettings
-from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Ids, Role
-from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
+from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Ids, Role, WeightsRole
+from skillserve.text import BERT_LATE_FRAME, BERT_PAIR_FRAME, BERT_SINGLE_FRAME
 from skillserve_client.wire import Floats, Progress, ServedModel, require_digest
 
 DIM = 16
-SEP = 3
+TOKEN_DIM = 8
+CLS, SEP = 2, 3
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [
     *("resize", "image", "images", "photo", "pdf", "merge", "table", "sheet", "email"),
     *("send", "git", "commit", "rust", "tests", "chart", "plot", "deploy", "cloud"),
 ]
 DIGESTS: dict[Role, str] = {"embedder": "e" * 64, "reranker": "f" * 64}
+"""What a server runs; `make_late` adds the token embedder."""
+INTERACTION = Interaction(window=4, scale=10.0)
 
 
 def build_tokenizer() -> bytes:
@@ -52,7 +56,7 @@ def build_tokenizer() -> bytes:
     return tokenizer.to_str().encode()
 
 
-def build_card(role: Role, **changes: Any) -> ModelCard:
+def build_card(role: WeightsRole, **changes: Any) -> ModelCard:
     """A valid card of the tiny tokenizer."""
     size = Tokenizer.from_buffer(build_tokenizer()).get_vocab_size()
     facts: dict[str, Any] = {
@@ -87,9 +91,38 @@ def score_one(ids: Ids) -> np.float32:
     return np.float32(len(set(ids[1:middle].tolist()) & set(ids[middle + 1 : -1].tolist())) - len(ids) / 1000)
 
 
-def compute(role: Role, sequences: Sequence[Ids]) -> Floats:
+def read_one(ids: Ids) -> Floats:
+    """Token embeddings `[T, TOKEN_DIM]`, float64: of a token and, a little, of its left neighbour; marks are zeros."""
+    vectors = [np.random.default_rng([7, int(i)]).normal(size=TOKEN_DIM) for i in ids]
+    rows = np.stack([own + 0.4 * before for own, before in zip(vectors, [vectors[0], *vectors], strict=False)])
+    weights = [0.5 + int(i) % 3 if i >= len(SPECIALS) else 0.0 for i in ids]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True) * np.array(weights)[:, None]
+
+
+def score_late(ids: Ids) -> np.float32:
+    """What a late reranker says of a pair: `read_one` of either side, and loops over their tokens."""
+    cut = int(np.flatnonzero(ids == CLS)[1])
+    asked, offered = (
+        [(row / max(float(np.linalg.norm(row)), 1e-12), float(np.linalg.norm(row))) for row in read_one(side)]
+        for side in (ids[:cut], ids[cut:])
+    )
+    heard = [direction for direction, weight in offered if weight > 0]
+    nearest = [max((float(own @ other) for other in heard), default=-1.0) for own, _ in asked]
+    size = min(INTERACTION.window, len(asked))
+    best = -np.inf
+    for start in range(len(asked) - size + 1):
+        stretch = range(start, start + size)
+        total = sum(asked[place][1] for place in stretch)
+        mean = sum(asked[place][1] * nearest[place] for place in stretch) / total if total else 0.0
+        best = max(best, mean)
+    return np.float32(INTERACTION.scale * best)
+
+
+def compute(role: Role, sequences: Sequence[Ids], score: Callable[[Ids], np.float32] = score_one) -> Floats:
     """What either server answers."""
-    return np.stack([embed_one(s) if role == "embedder" else score_one(s) for s in sequences]).astype(np.float32)
+    if role == "token_embedder":
+        return np.concatenate([read_one(s) for s in sequences]).astype(np.float32)
+    return np.stack([embed_one(s) if role == "embedder" else score(s) for s in sequences]).astype(np.float32)
 
 
 class FakeTriton:
@@ -101,21 +134,29 @@ class FakeTriton:
         self.failures: dict[Role, SkillserveError] = {}
         self.delays_s: dict[Role, float] = {}
         self.score: Callable[[Ids], np.float32] = score_one
+        self.interaction = INTERACTION
+        self.token_dim = TOKEN_DIM
         self.calls: list[tuple[Role, list[Ids], float | None]] = []
 
     def served(self, role: Role) -> ServedModel:
         """Describe the tiny model of a role."""
+        if role not in self.digests:
+            raise RepositoryError(
+                f"model `{MODEL_NAMES[role]}`", got="no such model on the server", wanted="one", fix="Export it."
+            )
+        dims: dict[Role, int] = {"embedder": DIM, "token_embedder": self.token_dim}
         return ServedModel(
             role=role,
             name=MODEL_NAMES[role],
             version=self.version,
             layout="packed",
             digest=self.digests[role],
-            dim=DIM if role == "embedder" else None,
+            dim=dims.get(role),
             max_request_tokens=4096,
             max_sequence_tokens=48,
             vocab_size=1000,
             max_batch_size=64,
+            interaction=self.interaction if role == "token_embedder" else None,
         )
 
     def infer(
@@ -138,9 +179,7 @@ class FakeTriton:
             raise self.failures[role]
         if progress:
             progress(len(sequences))
-        if role == "embedder":
-            return compute(role, sequences)
-        return np.array([self.score(s) for s in sequences], np.float32)
+        return compute(role, sequences, self.score)
 
 
 class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -152,6 +191,11 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.versions = ["2", "10"]
         self.asked: list[str] = []
         self.parameters = {"skillserve_max_request_tokens": "64", "skillserve_max_sequence_tokens": "48"}
+        self.interaction = {
+            "skillserve_late_window": str(INTERACTION.window),
+            "skillserve_late_scale": str(INTERACTION.scale),
+        }
+        self.score: Callable[[Ids], np.float32] = score_one
         self.aborts: list[tuple[grpc.StatusCode, str]] = []
         self.requests: list[dict[str, np.ndarray]] = []
         self.delay_s = 0.0
@@ -173,20 +217,23 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         """The configuration with skillserve's parameters."""
-        role = _role(request.name, context)
+        role = self._role(request.name, context)
         self.asked.append(role)
         response = service_pb2.ModelConfigResponse()
         response.config.name = request.name
         response.config.max_batch_size = 4
-        response.config.output.add(dims=[-1, DIM] if role == "embedder" else [-1])
+        dims: dict[Role, list[int]] = {"embedder": [-1, DIM], "reranker": [-1], "token_embedder": [-1, TOKEN_DIM]}
+        response.config.output.add(dims=dims[role])
         parameters = {"skillserve_digest": self.digests[role], "skillserve_layout": self.layout, **self.parameters}
+        if role == "token_embedder":
+            parameters |= self.interaction
         for key, value in parameters.items():
             response.config.parameters[key].string_value = value
         return response
 
     def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Two versions; as text, the older sorts last."""
-        _role(request.name, context)
+        self._role(request.name, context)
         return service_pb2.ModelMetadataResponse(name=request.name, versions=self.versions)
 
     def ServerMetadata(self, _request: Any, _context: Any) -> Any:  # noqa: N802
@@ -195,7 +242,7 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Fixed totals."""
-        _role(request.name, context)
+        self._role(request.name, context)
         response = service_pb2.ModelStatisticsResponse()
         response.model_stats.add(name=request.name, version="10", execution_count=len(self.requests))
         response.model_stats[0].inference_stats.success.count = 7
@@ -216,7 +263,7 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
                 context.abort(grpc.StatusCode.NOT_FOUND, f"unknown model, version {request.model_version}")
             with self._turn if self.in_turn else nullcontext():
                 time.sleep(self.delay_s)
-            return self._answer(_role(request.model_name, context), request)
+            return self._answer(self._role(request.model_name, context), request)
         finally:
             with self._lock:
                 self._at_once -= 1
@@ -232,21 +279,27 @@ class WireServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             sequences = np.split(ids[0], np.cumsum(tensors["seq_lens"][0])[:-1])
         else:
             sequences = [row[mask == 1] for row, mask in zip(ids, tensors["attention_mask"], strict=True)]
-        rows = compute(role, sequences)
+        rows = compute(role, sequences, self.score)
         if self.poison is not None:
-            rows[[self.poison in s for s in sequences]] = np.nan
+            lens = [len(s) if role == "token_embedder" else 1 for s in sequences]
+            rows[np.repeat([self.poison in s for s in sequences], lens)] = np.nan
         rows = rows[None] if self.layout == "packed" else rows
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
         response.outputs.add(name=OUTPUT_NAMES[role], datatype="FP32", shape=rows.shape)
         response.raw_output_contents.append(rows.tobytes())
         return response
 
+    def _role(self, name: str, context: Any) -> Role:
+        roles = {MODEL_NAMES[role]: role for role in self.digests}
+        if name not in roles:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
+        return roles[name]
 
-def _role(name: str, context: Any) -> Role:
-    roles = {model: role for role, model in MODEL_NAMES.items()}
-    if name not in roles:
-        context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
-    return roles[name]
+
+def make_late(server: FakeTriton | WireServer) -> None:
+    """Let a server run a late reranker, and the token embedder of the same weights."""
+    server.digests["token_embedder"] = server.digests["reranker"]
+    server.score = score_late
 
 
 @pytest.fixture
@@ -293,13 +346,39 @@ def computed() -> Callable[[Role, Sequence[Ids]], Floats]:
 
 @pytest.fixture
 def world(tmp_path: Path) -> IndexSettings:
-    """A model repository and a place for bundles."""
-    for role, name in MODEL_NAMES.items():
-        folder = tmp_path / "repository" / name
-        folder.mkdir(parents=True)
-        (folder / "card.json").write_text(build_card(role).model_dump_json())
-        (folder / "tokenizer.json").write_bytes(build_tokenizer())
+    """A model repository and a place for bundles; its reranker is a cross-encoder."""
+    for role in get_args(WeightsRole):
+        _write_model(tmp_path / "repository" / MODEL_NAMES[role], build_card(role))
     return IndexSettings(models=tmp_path / "repository", bundles=tmp_path / "bundles")
+
+
+@pytest.fixture
+def late_fake(fake: FakeTriton) -> FakeTriton:
+    """The server whose reranker compares tokens."""
+    make_late(fake)
+    return fake
+
+
+@pytest.fixture
+def late_wire_server(wire_server: WireServer) -> WireServer:
+    """The same behind a socket."""
+    make_late(wire_server)
+    return wire_server
+
+
+@pytest.fixture
+def late_world(world: IndexSettings) -> IndexSettings:
+    """The world with a late reranker, served as two models; bundles keep token embeddings."""
+    card = build_card("reranker", frame=BERT_LATE_FRAME, score_kind="max_sim")
+    for role in ("reranker", "token_embedder"):
+        _write_model(world.models / MODEL_NAMES[role], card)
+    return world.model_copy(update={"token_embeddings": True})
+
+
+def _write_model(folder: Path, card: ModelCard) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "card.json").write_text(card.model_dump_json())
+    (folder / "tokenizer.json").write_bytes(build_tokenizer())
 
 
 @pytest.fixture
@@ -330,6 +409,16 @@ def bundles(world: IndexSettings, catalogue: Path, fake: FakeTriton) -> Path:
     build_bundle(catalogue, fake, index=world)
     fake.calls.clear()
     return world.bundles
+
+
+@pytest.fixture
+def late_bundle(late_world: IndexSettings, catalogue: Path, late_fake: FakeTriton) -> Any:
+    """A bundle of the five skills with their token embeddings, opened."""
+    from skillserve_client import build_bundle, open_bundle
+
+    build_bundle(catalogue, late_fake, index=late_world)
+    late_fake.calls.clear()
+    return open_bundle(late_world.bundles)
 
 
 @pytest.fixture

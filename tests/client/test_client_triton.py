@@ -22,6 +22,7 @@ from skillserve.errors import (
     ServerOverloaded,
     ServerUnreachable,
 )
+from skillserve.max_sim import Interaction
 from skillserve.settings import ClientSettings
 from skillserve.tensors import Ids, Role
 from skillserve_client.triton import AsyncTriton, Triton, open_channel
@@ -48,6 +49,30 @@ def call(kind: str, settings: ClientSettings, method: str, *arguments: Any, **na
 @pytest.fixture(params=["blocking", "asyncio"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def test_rows_of_tokens_come_back_in_order_and_progress_counts_sequences(
+    kind: str, late_wire_server: Any, wire_settings: ClientSettings, computed: Computed
+) -> None:
+    settings = wire_settings.model_copy(update={"max_request_tokens": 30})
+    ticks: list[int] = []
+    late_wire_server.delay_s = 0.01
+    rows = call(kind, settings, "infer", "token_embedder", SEQUENCES, progress=ticks.append)
+    assert rows.shape == (sum(map(len, SEQUENCES)), 8)
+    np.testing.assert_array_equal(rows, computed("token_embedder", SEQUENCES))
+    assert sum(ticks) == len(SEQUENCES)
+    assert len(late_wire_server.requests) > 20
+    assert all(request["input_ids"].size <= 30 for request in late_wire_server.requests)
+    ticks.clear()
+    one = call(kind, settings, "infer", "token_embedder", SEQUENCES[9:11], progress=ticks.append)
+    np.testing.assert_array_equal(one, computed("token_embedder", SEQUENCES[9:11]))
+    assert ticks == [2]
+    assert call(kind, settings, "infer", "token_embedder", []).shape == (0, 8)
+    model = call(kind, settings, "served", "token_embedder")
+    assert (model.dim, model.interaction) == (8, Interaction(window=4, scale=10.0))
+    late_wire_server.poison = 20
+    with pytest.raises(RequestRejected, match="skill_token_embedder"):
+        call(kind, settings, "infer", "token_embedder", SEQUENCES)
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skillserve.errors import RepositoryError, RequestRejected
+from skillserve.max_sim import Interaction
 from skillserve_client.wire import ServedModel, collect, cut, encode
 
 SEQUENCES = [np.array(ids, np.int32) for ids in ([5, 6, 7], [8], [9, 10])]
@@ -95,6 +96,42 @@ def test_a_configuration_without_sound_parameters_is_refused(changes: dict[str, 
     parameters = {"skillserve_digest": "e" * 64, "skillserve_layout": "packed", **changes}
     with pytest.raises(RepositoryError, match="skill_embedder"):
         ServedModel.from_config("embedder", version="1", parameters=parameters, output_dims=[-1, 2], max_batch_size=4)
+
+
+INTERACTION = {"skillserve_late_window": "32", "skillserve_late_scale": "12.5"}
+
+
+def token_embedder(**changes: str | None) -> ServedModel:
+    """As `from_config` reads it; None leaves a parameter out."""
+    parameters = {"skillserve_digest": "f" * 64, "skillserve_layout": "packed", **INTERACTION, **changes}
+    return ServedModel.from_config(
+        "token_embedder",
+        version="1",
+        parameters={name: value for name, value in parameters.items() if value is not None},
+        output_dims=[-1, 2],
+        max_batch_size=4,
+    )
+
+
+def test_a_token_embedder_says_what_scores_are_made_with_and_gives_rows_of_tokens() -> None:
+    found = token_embedder()
+    assert (found.name, found.dim, found.interaction) == ("skill_token_embedder", 2, Interaction(window=32, scale=12.5))
+    assert [found.num_rows(SEQUENCES), model().num_rows(SEQUENCES)] == [6, 3]
+    assert model().interaction is None
+    answer = np.arange(12, dtype=np.float32).reshape(1, 6, 2)
+    np.testing.assert_array_equal(collect(answer, found.num_rows(SEQUENCES), found), answer[0])
+    with pytest.raises(RepositoryError, match="token_embedding"):
+        collect(answer[:, :3], found.num_rows(SEQUENCES), found)
+    answer[0, 4, 0] = np.nan
+    with pytest.raises(RequestRejected, match="1 of 6 rows, first row 4"):
+        collect(answer, found.num_rows(SEQUENCES), found)
+
+
+@pytest.mark.parametrize("name", sorted(INTERACTION))
+@pytest.mark.parametrize("value", [None, "", "many", "0", "-1", "nan", "inf"])
+def test_a_token_embedder_without_a_sound_window_and_scale_is_refused(name: str, value: str | None) -> None:
+    with pytest.raises(RepositoryError, match="skill_token_embedder"):
+        token_embedder(**{name: value})
 
 
 def test_a_padded_request_has_no_more_rows_than_the_server_joins() -> None:

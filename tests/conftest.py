@@ -210,38 +210,64 @@ def _add_late_interaction(folder: Path, tokenizer: Any, **score: object) -> None
 
 
 @pytest.fixture(scope="session")
-def late_score() -> Callable[[Path, Any], float]:
-    """What late interaction says of one pair: transformers' BERT on either side alone, loops over tokens."""
-    import math
+def late_states() -> Callable[[Path, Any], Any]:
+    """What late interaction compares of one text, `[length, H]` float64: transformers' states, of length 1."""
     from functools import cache
 
     import torch
     from safetensors.torch import load_file
-    from tokenizers import Tokenizer
     from transformers import BertConfig, BertModel
 
     @cache
-    def opened(folder: Path) -> tuple[Any, dict[str, Any], list[float], int]:
+    def opened(folder: Path) -> Any:
         tensors = load_file(folder / "model.safetensors")
         facts = json.loads((folder / "config.json").read_bytes())
         config = BertConfig(**{name: facts[name] for name in facts if name != "model_type"})
         model = BertModel(config, add_pooling_layer=False).eval()
         encoder = {name.removeprefix("bert."): tensor for name, tensor in tensors.items() if name != "token_weights"}
         model.load_state_dict(encoder)
-        opening = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("[CLS]")
-        return model, facts, tensors["token_weights"].tolist(), opening
+        return model
 
     @cache
-    def states(folder: Path, text: tuple[int, ...]) -> Any:
+    def read(folder: Path, text: tuple[int, ...]) -> Any:
         with torch.no_grad():
-            hidden = opened(folder)[0](input_ids=torch.tensor([text])).last_hidden_state[0].double()
+            hidden = opened(folder)(input_ids=torch.tensor([text])).last_hidden_state[0].double()
         return hidden / hidden.norm(dim=1, keepdim=True)
 
+    return lambda folder, text: read(folder, tuple(int(token) for token in text))
+
+
+@pytest.fixture(scope="session")
+def late_weights() -> Callable[[Path], list[float]]:
+    """What each token id weighs in late interaction."""
+    from functools import cache
+
+    from safetensors.torch import load_file
+
+    return cache(lambda folder: load_file(folder / "model.safetensors")["token_weights"].tolist())
+
+
+@pytest.fixture(scope="session")
+def late_score(
+    late_states: Callable[[Path, Any], Any], late_weights: Callable[[Path], list[float]]
+) -> Callable[[Path, Any], float]:
+    """What late interaction says of one pair: transformers' BERT on either side alone, loops over tokens."""
+    import math
+    from functools import cache
+
+    from tokenizers import Tokenizer
+
+    @cache
+    def score_facts(folder: Path) -> tuple[dict[str, Any], int]:
+        opening = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("[CLS]")
+        return json.loads((folder / "config.json").read_bytes()), opening
+
     def score(folder: Path, pair: Any) -> float:
-        _, facts, weights, opening = opened(folder)
+        facts, opening = score_facts(folder)
+        weights = late_weights(folder)
         ids = tuple(int(token) for token in pair)
         cut = ids.index(opening, 1)
-        cosines = states(folder, ids[:cut]) @ states(folder, ids[cut:]).T
+        cosines = late_states(folder, ids[:cut]) @ late_states(folder, ids[cut:]).T
         offers = [place for place, token in enumerate(ids[cut:]) if weights[token] > 0]
         nearest = [max((float(row[place]) for place in offers), default=-1.0) for row in cosines]
         size = min(facts["window"], cut)

@@ -35,9 +35,9 @@ class Interaction:
 
 
 def unit_rows(rows: Floats) -> Floats:
-    """The rows `[L, D]` that weigh something, made length 1: `[K, D]`, in order."""
+    """The rows `[L, D]` that weigh something, made length 1: `[K, D]`, in order; NaN stays, and is seen in scores."""
     lengths = np.linalg.norm(rows, axis=1)
-    heard = lengths > 0
+    heard = lengths != 0
     units: Floats = rows[heard] / lengths[heard, None]
     return units
 

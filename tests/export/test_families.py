@@ -144,7 +144,7 @@ def graph(
     if request.param == "padded":
         export_padded(family.padded(model, card, folder), card, path)
         return PaddedGraph(path)
-    export_packed(family.packed(model, card, folder, 20_000), card, request.param, path)
+    export_packed(family.packed(model, card, folder, 20_000), card, card.role, request.param, path)
     return PackedGraph(path)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from skillserve.card import ModelCard, read_card
 from skillserve.cli import main
+from skillserve.tensors import Role
 from skillserve_export import repository
 from skillserve_export.cores import AttentionCore
 from skillserve_export.graph import export_packed
@@ -22,9 +23,9 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, d
     return code, json.loads(capsys.readouterr().out)
 
 
-def _rounded(module: nn.Module, card: ModelCard, core: AttentionCore, output: Path) -> None:
+def _rounded(module: nn.Module, card: ModelCard, role: Role, core: AttentionCore, output: Path) -> None:
     """As a precision whose values differ on purpose: only its rankings tell whether it is good enough."""
-    export_packed(module, card, core, output)
+    export_packed(module, card, role, core, output)
     model = onnx.load(output)
     for tensor in model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)

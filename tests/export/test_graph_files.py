@@ -36,7 +36,7 @@ def test_a_graph_in_two_files_is_the_same_graph(tiny_embedder: Path, tmp_path: P
     family = family_of(card)
     packed = family.packed(family.load(tiny_embedder, card), card, tiny_embedder, 1_000)
     one, two = tmp_path / "one.onnx", tmp_path / "model.onnx"
-    export_packed(packed, card, "loop", one)
+    export_packed(packed, card, card.role, "loop", one)
     write_whole(*read_apart(one), two, one_file_bytes=SMALL)
     assert {path.name for path in tmp_path.iterdir()} == {"one.onnx", "model.onnx", "model.onnx.data"}
     assert two.stat().st_size < one.stat().st_size - SMALL
@@ -56,7 +56,9 @@ def test_two_files_become_one_again(tiny_embedder: Path, tmp_path: Path) -> None
     card = read_card(tiny_embedder)
     family = family_of(card)
     path = tmp_path / "model.onnx"
-    export_packed(family.packed(family.load(tiny_embedder, card), card, tiny_embedder, 1_000), card, "loop", path)
+    export_packed(
+        family.packed(family.load(tiny_embedder, card), card, tiny_embedder, 1_000), card, card.role, "loop", path
+    )
     before = path.read_bytes()
     for _ in range(2):
         write_whole(*read_apart(path), path, one_file_bytes=SMALL)

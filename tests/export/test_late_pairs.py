@@ -103,7 +103,7 @@ def subject(
         export_padded(family.padded(model, card, folder), card, path)
         graph = PaddedGraph(path)
     else:
-        export_packed(family.packed(model, card, folder, 20_000), card, request.param, path)
+        export_packed(family.packed(model, card, folder, 20_000), card, card.role, request.param, path)
         graph = PackedGraph(path)
     opening, separator = 2, 3
     rng = np.random.default_rng(4)

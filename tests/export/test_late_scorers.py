@@ -70,7 +70,9 @@ def test_a_packed_graph_gets_the_pairs_of_a_request_one_behind_the_other(
 ) -> None:
     folder, card, requests, skills = judged
     family = family_of(card)
-    export_packed(family.packed(family.load(folder, card), card, folder, 20_000), card, "loop", tmp_path / "model.onnx")
+    export_packed(
+        family.packed(family.load(folder, card), card, folder, 20_000), card, card.role, "loop", tmp_path / "model.onnx"
+    )
     graph = Watched(tmp_path / "model.onnx")
     scorer = GraphScorer(graph=graph, card=card, layout="packed", precision="fp32", graph_digest="")
     monkeypatch.setattr(scorers, "_BATCH_TOKENS", 150)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,13 +14,14 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from skillserve.card import ModelCard, ScoreKind, read_card, write_card
 from skillserve.errors import CardError, ContractError, ParityError, RepositoryError
+from skillserve.max_sim import Interaction
 from skillserve.probe import Probe, read_probe
 from skillserve.publish import sha256_of
 from skillserve.settings import ExportSettings
-from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Layout
-from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
+from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Layout, Role, weights_role
+from skillserve.text import BERT_LATE_FRAME, BERT_PAIR_FRAME, BERT_SINGLE_FRAME
 from skillserve_export import parity, repository
-from skillserve_export.config import Stamp, model_config, to_pbtxt
+from skillserve_export.config import Stamp, TokenRows, model_config, to_pbtxt
 from skillserve_export.families import family_of
 from skillserve_export.parity import PackedGraph
 from skillserve_export.repository import export_model, verify_model
@@ -28,21 +29,21 @@ from skillserve_export.repository import export_model, verify_model
 COMMITTED = Path(__file__).parent.parent.parent / "model_repository"
 
 
-def minilm_card(role: str) -> ModelCard:
+def minilm_card(role: Role) -> ModelCard:
     """The card behind the committed configurations; their digest is zero, the export stamps the real one."""
-    embedder = role == "embedder"
+    embedder, late = role == "embedder", role == "token_embedder"
     return ModelCard(
         name=f"minilm-{role}",
-        role=role,
-        family="bert",
+        role=weights_role(role),
+        family="late-bert" if late else "bert",
         dim=384 if embedder else None,
         vocab_size=30522,
         max_tokens=256 if embedder else 512,
         max_query_tokens=254,
         pooling="mean" if embedder else None,
         normalised=embedder,
-        frame=BERT_SINGLE_FRAME if embedder else BERT_PAIR_FRAME,
-        score_kind="cosine" if embedder else "logit",
+        frame=BERT_SINGLE_FRAME if embedder else BERT_LATE_FRAME if late else BERT_PAIR_FRAME,
+        score_kind="cosine" if embedder else "max_sim" if late else "logit",
         base_model="sentence-transformers/all-MiniLM-L6-v2",
         base_revision="0",
         licence="Apache-2.0",
@@ -50,7 +51,7 @@ def minilm_card(role: str) -> ModelCard:
     )
 
 
-def fixed_probe(role: str) -> Probe:
+def fixed_probe(role: Role) -> Probe:
     """Two sequences, eight tokens."""
     return Probe(
         model=MODEL_NAMES[role],
@@ -62,15 +63,20 @@ def fixed_probe(role: str) -> Probe:
     )
 
 
-def stamp(layout: Layout) -> Stamp:
+MINILM_TOKENS = TokenRows(384, Interaction(window=32, scale=20.0))
+"""What a reranker of all-MiniLM-L6-v2's width by late interaction gives, as it is trained by default."""
+
+
+def stamp(layout: Layout, tokens: TokenRows | None = None) -> Stamp:
     """Of no graph: zero, like the cards' digest."""
-    return Stamp(layout=layout, precision="fp32", graph_digest="0" * 64)
+    return Stamp(layout=layout, precision="fp32", graph_digest="0" * 64, tokens=tokens)
 
 
-@pytest.mark.parametrize("role", ["embedder", "reranker"])
-def test_the_configuration_equals_the_committed_one(role: str) -> None:
+@pytest.mark.parametrize("role", get_args(Role))
+def test_the_configuration_equals_the_committed_one(role: Role) -> None:
     """Golden: a change of config.pbtxt is a change of the wire, and must be seen in review."""
-    config = model_config(minilm_card(role), ExportSettings(), stamp("packed"), fixed_probe(role))
+    tokens = MINILM_TOKENS if role == "token_embedder" else None
+    config = model_config(minilm_card(role), ExportSettings(), stamp("packed", tokens), fixed_probe(role))
     assert to_pbtxt(config) == (COMMITTED / MODEL_NAMES[role] / "config.pbtxt").read_text()
 
 
@@ -87,6 +93,16 @@ def test_a_committed_configuration_says_what_the_server_needs() -> None:
     assert list(config.batch_output[0].target_name) == ["embedding"]
     assert list(config.version_policy.specific.versions) == [1]
     assert config.instance_group[0].kind == 0  # KIND_AUTO
+
+
+def test_a_token_embedder_brings_rows_of_tokens_home_and_says_what_scores_are_made_with() -> None:
+    """It reads no text twice, whatever a turn holds, so that it is computed in turns as an embedder is."""
+    config = text_format.Parse((COMMITTED / "skill_token_embedder" / "config.pbtxt").read_text(), ModelConfig())
+    assert (config.output[0].name, list(config.output[0].dims)) == ("token_embedding", [-1, 384])
+    assert list(config.batch_output[0].source_input) == ["input_ids"]
+    found = {key: value.string_value for key, value in config.parameters.items()}
+    wanted = {"skillserve_late_window": "32", "skillserve_late_scale": "20.0", "skillserve_execution_tokens": "2048"}
+    assert found.items() >= wanted.items()
 
 
 @pytest.mark.parametrize(

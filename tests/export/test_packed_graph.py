@@ -35,7 +35,7 @@ def _export(weights: Path, core: str, folder: Path) -> Exported:
     card = read_card(weights)
     family = family_of(card)
     model = family.load(weights, card)
-    export_packed(family.packed(model, card, weights, MAX_REQUEST_TOKENS), card, core, folder / "model.onnx")
+    export_packed(family.packed(model, card, weights, MAX_REQUEST_TOKENS), card, card.role, core, folder / "model.onnx")
     export_stock(model, card, folder / "stock.onnx")
     return card, PackedGraph(folder / "model.onnx"), folder
 

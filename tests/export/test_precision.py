@@ -86,8 +86,8 @@ def subject(
     model = exporter.load(weights, card)
     folder = tmp_path_factory.mktemp("graphs")
     graphs = {kind: folder / f"{kind}.onnx" for kind in KINDS}
-    export_packed(exporter.packed(model, card, weights, 20_000), card, "loop", graphs["loop"])
-    export_packed(exporter.packed(model, card, weights, 20_000), card, "gather", graphs["gather"])
+    export_packed(exporter.packed(model, card, weights, 20_000), card, card.role, "loop", graphs["loop"])
+    export_packed(exporter.packed(model, card, weights, 20_000), card, card.role, "gather", graphs["gather"])
     export_padded(exporter.padded(model, card, weights), card, graphs["padded"])
     export_stock(model, card, folder / "stock.onnx")
     return Subject(card, graphs, open_stock(folder / "stock.onnx", card, weights), load_sample(card, weights, None))

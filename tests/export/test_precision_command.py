@@ -15,6 +15,7 @@ from torch import nn
 
 from skillserve.card import ModelCard, read_card
 from skillserve.cli import main
+from skillserve.tensors import Role
 from skillserve_export import repository
 from skillserve_export.cores import AttentionCore
 from skillserve_export.graph import export_packed
@@ -75,7 +76,7 @@ def test_late_interaction_is_exported_and_verified_like_any_reranker(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Behind the rank gate, on the candidates of the repository's embedder."""
+    """Behind the rank gate, on the candidates of the repository's embedder; as both models that it is served as."""
     asked = ["--repository", tmp_path / "models", "--data", sample_data]
     assert _run(capsys, "export", tiny_embedder, *asked)[0] == 0
     loose = {"export": {"gate": {"int8": {"min_top1": 0.5, "min_overlap": 0.9, "max_ndcg_loss": 10}}}}
@@ -85,7 +86,12 @@ def test_late_interaction_is_exported_and_verified_like_any_reranker(
     for command in (["export", weights, *asked, "--precision", precision], ["verify", weights, *asked]):
         code, told = _run(capsys, *command)
         assert code == 0, told
-        assert [check["name"] for check in told["checks"]][-4:] == JUDGED
+        for name in ("skill_reranker", "skill_token_embedder"):
+            findings = told if name == "skill_reranker" else told[name]
+            assert findings["folder"] == str(tmp_path / "models" / name)
+            assert [check["name"] for check in findings["checks"]][-4:] == JUDGED
+            assert all(check["passed"] for check in findings["checks"])
+            assert name in findings["gate"]["report"]
     config = (tmp_path / "models" / "skill_reranker" / "config.pbtxt").read_text()
     assert read_card(weights).digest in config
     assert "input_ids" in config
@@ -122,8 +128,8 @@ def test_what_overflows_in_fp16_is_named_by_its_layer(
 ) -> None:
     """The second layer's values are made a million times larger, and smaller again behind them: exact in float32."""
 
-    def stretched(module: nn.Module, card: ModelCard, core: AttentionCore, output: Path) -> None:
-        export_packed(module, card, core, output)
+    def stretched(module: nn.Module, card: ModelCard, role: Role, core: AttentionCore, output: Path) -> None:
+        export_packed(module, card, role, core, output)
         model = onnx.load(output)
         stretch = {"self.value.weight": 1e6, "output.dense.weight": 1e-6}  # biases are zero
         for name, factor in stretch.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,23 @@ def specs(toys: Any) -> dict[str, ModelSpec]:
 @pytest.fixture(scope="session")
 def graphs(toys: Any) -> dict[str, Any]:
     return {model: toys.session(toys.packed_graph(model)) for model in RESULTS}
+
+
+@pytest.fixture(scope="session")
+def token_spec(toys: Any) -> ModelSpec:
+    """Of a model whose rows are of tokens."""
+    config = toys.config()
+    [scatter] = config["batch_output"]
+    return ModelSpec.from_config(config | {"batch_output": [scatter | {"source_input": [INPUT_IDS]}]})
+
+
+def token_rows(ids: Sequence[int], lens: Sequence[int]) -> np.ndarray:
+    """Rows that know whose they are: a token's id and place, how long its sequence is, and how that begins."""
+    rows, start = [], 0
+    for length in lens:
+        rows += [(ids[start + place], place, length, ids[start]) for place in range(length)]
+        start += length
+    return np.array(rows, np.float32)
 
 
 @pytest.fixture(scope="session")
@@ -195,6 +213,40 @@ def test_a_batch_is_computed_in_turns_that_cut_between_sequences(
         assert turn[INPUT_IDS].size <= at_once or turn[SEQ_LENS].size == 1
         assert turn["tok_end"][-1] == turn[INPUT_IDS].size
         assert turn["seq_end"][-1] == turn[SEQ_LENS].size
+
+
+@settings(max_examples=100, deadline=None)
+@given(requests=requests_strategy, at_once=st.integers(0, 12))
+def test_rows_of_tokens_come_home_in_turns_and_beside_malformed_requests(
+    requests: Any, at_once: int, toys: Any, token_spec: ModelSpec
+) -> None:
+    """`at_once` 0 is no turns."""
+    spec = replace(token_spec, execution_tokens=at_once)
+    joined = [wire(ids, lens) for ids, lens in requests]
+    answers = answer(spec, lambda feeds: token_rows(feeds[INPUT_IDS], feeds[SEQ_LENS]), joined)
+    assert len(answers) == len(requests)
+    for (ids, lens), rows in zip(requests, answers, strict=True):
+        if fault_of(ids, lens, toys):
+            assert isinstance(rows, Refusal)
+            assert rows.malformed
+        else:
+            assert not isinstance(rows, Refusal)
+            np.testing.assert_array_equal(rows, token_rows(ids, lens)[None])
+
+
+def test_rows_of_tokens_of_a_request_with_a_batch_dimension_come_back_with_it(token_spec: ModelSpec) -> None:
+    ids = np.arange(12, dtype=np.int32).reshape(2, 6)
+    request = {INPUT_IDS: ids, SEQ_LENS: np.array([[1, 5], [4, 2]], np.int32)}
+    [rows] = answer(token_spec, lambda feeds: token_rows(feeds[INPUT_IDS], feeds[SEQ_LENS]), [request])
+    assert not isinstance(rows, Refusal)
+    np.testing.assert_array_equal(rows, token_rows(range(12), [1, 5, 4, 2]).reshape(2, 6, 4))
+
+
+def test_a_graph_that_gives_rows_of_sequences_where_tokens_were_promised_is_not_scattered(
+    token_spec: ModelSpec, graphs: Any
+) -> None:
+    answers = answer(token_spec, graphs["skill_embedder"], [ones(2, 3), ones(4)])
+    assert all(isinstance(rows, Refusal) and rows.cause is not None for rows in answers)
 
 
 def test_a_crash_of_the_runtime_fails_only_the_request_that_caused_it(specs: Any, graphs: Any, toys: Any) -> None:

@@ -105,7 +105,7 @@ REFUSED: dict[str, Any] = {
     "batch_output": lambda c: c | {"batch_output": []},
     "batch_output.target_name": lambda c: with_part(c, "batch_output", target_name=["embedding", "score"]),
     "batch_output.kind": lambda c: with_part(c, "batch_output", kind="SOMETHING_ELSE"),
-    "batch_output.source_input": lambda c: with_part(c, "batch_output", source_input=["input_ids"]),
+    "batch_output.source_input": lambda c: with_part(c, "batch_output", source_input=["tok_end"]),
 }
 
 
@@ -114,3 +114,20 @@ def test_a_setting_that_cannot_be_honoured_is_refused_by_its_name(setting: str, 
     with pytest.raises(RepositoryError) as caught:
         ModelSpec.from_config(REFUSED[setting](toys.config()))
     assert caught.value.subject == f"model `skill_embedder`, setting `{setting}`"
+
+
+def test_rows_come_home_by_the_input_that_the_configuration_names(toys: Any) -> None:
+    """A row a sequence, or a row a token."""
+    for source in ("seq_lens", "input_ids"):
+        spec = ModelSpec.from_config(with_part(toys.config(), "batch_output", source_input=[source]))
+        assert spec.rows_of == source
+        assert spec.row_shape == (toys.dim,)
+
+
+@pytest.mark.parametrize("sources", [[], ["tok_end"], ["attention_mask"], ["input_ids", "seq_lens"]])
+def test_rows_that_would_come_home_by_anything_else_are_refused(sources: list[str], toys: Any) -> None:
+    with pytest.raises(
+        RepositoryError, match=r"wanted \['seq_lens'\] or, for rows of tokens, \['input_ids'\]"
+    ) as caught:
+        ModelSpec.from_config(with_part(toys.config(), "batch_output", source_input=sources))
+    assert caught.value.subject == "model `skill_embedder`, setting `batch_output.source_input`"

@@ -1,61 +1,34 @@
-"""From a weights folder to a servable model folder: export, gate, write. A failed gate writes nothing.
-
-<repository>/skill_embedder/
-├── config.pbtxt      what Triton reads
-├── card.json         what clients read
-├── tokenizer.json
-├── probe.json        a known question with its answer, for health checks
-├── export.json       how the graph was made, and the gate's figures
-├── warmup/           the probe's tensors, run before the model is declared ready
-└── 1/
-    ├── model.onnx
-    └── model.onnx.data   its weights, where they are too large for one file
-"""
+"""From weights to a servable model in each of its roles: export, gate, write. A failed gate writes nothing."""
 
 from __future__ import annotations
 
-import platform
-import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from skillserve.card import CARD_FILE, ModelCard, read_card
+from skillserve.card import ModelCard, read_card
 from skillserve.errors import RepositoryError
 from skillserve.pairs import Remembered
-from skillserve.probe import PROBE_FILE, Probe
-from skillserve.publish import published_folder
 from skillserve.settings import ExportSettings
-from skillserve.tensors import (
-    MODEL_NAMES,
-    OUTPUT_NAMES,
-    Layout,
-    Precision,
-    Role,
-    pack,
-)
-from skillserve_export.config import WARMUP_FOLDER, Stamp, TokenRows, model_config, to_pbtxt, warmup_tensors
+from skillserve.tensors import MODEL_NAMES, Layout, Precision, Role
+from skillserve_export.config import TokenRows
 from skillserve_export.families import family_of
-from skillserve_export.files import move_graph
+from skillserve_export.folder import Draft, write_folder
 from skillserve_export.gate import RankGate
 from skillserve_export.graph import export_packed, export_padded, export_stock
 from skillserve_export.late_stock import open_stock
 from skillserve_export.opened import GRAPHS, check_servable, open_graph, open_recorded
 from skillserve_export.parity import Check, check_parity, require
 from skillserve_export.precision import lower, require_runnable
-from skillserve_export.profiles import PROFILES_FILE, Profiles
-from skillserve_export.record import EXPORT_FILE, GRAPH_FILE, ExportRecord, digests, read_record
+from skillserve_export.profiles import Profiles
+from skillserve_export.record import GRAPH_FILE, ExportRecord, read_record
 from skillserve_export.running_sums import sums_as_products
 from skillserve_export.sample import ParitySample, load_sample
 from skillserve_export.scorers import GraphScorer
-from skillserve_export.served import ServedGraph, TokenGraph
+from skillserve_export.served import TokenGraph
 from skillserve_export.stock import StockGraph
-from skillserve_export.tensorrt_config import mask_file
 from skillserve_export.tensorrt_profiles import profiles_for, require_tensorrt
 from skillserve_export.verdict import Verdict
 
@@ -63,20 +36,6 @@ __all__ = ["Exported", "export_model", "num_steps", "roles_of", "verify_model"]
 
 
 _STEPS_OF_A_ROLE = 8
-
-_PROBE_SEQUENCES = 2
-_PROBE_NUMBERS = 5
-PROBE_TOLERANCE: dict[Precision, float] = {
-    "fp32": 5e-3,
-    "fp16": 5e-3,
-    "bf16": 2e-2,
-    "int8": 2e-2,
-    "w8": 2e-2,
-    "w4": 2e-2,
-}
-"""Wide enough for another processor's rounding, narrow enough for wrong weights: numbers of a unit vector of 384
-dimensions are 0.05 on average. In int8 a last bit that another runtime adds otherwise turns some roundings over: rows
-of all-MiniLM-L6-v2 differed by up to 5e-3 between two releases of ONNX Runtime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +80,16 @@ def export_model(
             _drafted(subject, role, settings, layout, scratch / role, gate, advance) for role in roles_of(card, layout)
         ]
         # Nothing is written before all have passed.
-        first, *others = [_published(subject, draft, settings, layout, profiles) for draft in drafts]
+        first, *others = [
+            Exported(
+                card,
+                write_folder(draft, card, weights, settings, layout, subject.sample, profiles),
+                draft.checks,
+                draft.verdict,
+                profiles,
+            )
+            for draft in drafts
+        ]
     return replace(first, also=tuple(others))
 
 
@@ -181,17 +149,6 @@ class _Subject:
         return TokenRows(int(self.model.config.hidden_size), interaction)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Draft:
-    """A graph that passed."""
-
-    role: Role
-    path: Path
-    graph: ServedGraph
-    checks: list[Check]
-    verdict: Verdict | None
-
-
 def _drafted(
     subject: _Subject,
     role: Role,
@@ -200,7 +157,7 @@ def _drafted(
     scratch: Path,
     gate: RankGate | None,
     advance: Callable[[str], None],
-) -> _Draft:
+) -> Draft:
     """Export and gate one role; raises ParityError."""
     card, weights, precision = subject.card, subject.weights, settings.precision
     scratch.mkdir()
@@ -224,33 +181,7 @@ def _drafted(
         scorer = GraphScorer(graph=graph, card=card, layout=layout, precision=precision, graph_digest=digest)
         verdict = _judged(subject, role, scorer, gate)
         verdict.require(fix="Nothing was written. Choose another precision, or set its limits in the card.")
-    return _Draft(role=role, path=path, graph=graph, checks=checks, verdict=verdict)
-
-
-def _published(
-    subject: _Subject, draft: _Draft, settings: ExportSettings, layout: Layout, profiles: Profiles | None
-) -> Exported:
-    """Write the folder of a graph that passed."""
-    card, weights, precision = subject.card, subject.weights, settings.precision
-    probe = _probe(draft.role, draft.graph, subject.sample, precision)
-    target = settings.repository / MODEL_NAMES[draft.role]
-    with published_folder(target) as folder:
-        (folder / str(settings.version)).mkdir()
-        move_graph(draft.path, folder / str(settings.version))
-        checked = check_servable(folder / str(settings.version) / GRAPH_FILE, precision, settings)
-        stamp = Stamp(
-            layout=layout, precision=precision, graph_digest=checked.digest(), tokens=subject.tokens(draft.role)
-        )
-        for name in (CARD_FILE, "tokenizer.json"):
-            shutil.copyfile(weights / name, folder / name)
-        (folder / "config.pbtxt").write_text(to_pbtxt(model_config(card, settings, stamp, probe, profiles)))
-        (folder / PROBE_FILE).write_text(probe.model_dump_json(indent=1) + "\n")
-        _write_warmup(folder / WARMUP_FOLDER, warmup_tensors(layout, probe), profiles)
-        if profiles is not None:
-            (folder / PROFILES_FILE).write_text(profiles.model_dump_json(indent=1) + "\n")
-        record = _record(settings, stamp, folder, draft.checks)
-        (folder / EXPORT_FILE).write_text(record.model_dump_json(indent=1) + "\n")
-    return Exported(card, target, draft.checks, draft.verdict, profiles)
+    return Draft(role=role, path=path, graph=graph, checks=checks, verdict=verdict, tokens=tokens)
 
 
 def _record_of(card: ModelCard, weights: Path, folder: Path, settings: ExportSettings) -> ExportRecord:
@@ -338,41 +269,3 @@ def _advice(precision: Precision) -> str:
     if precision == "fp32":
         return "Nothing was written. Export again; if it persists, this architecture or runtime is not supported."
     return "Nothing was written. Choose another precision: --precision fp32 is exact."
-
-
-def _probe(role: Role, graph: ServedGraph, sample: ParitySample, precision: Precision) -> Probe:
-    sequences = sorted(sample.sequences, key=len)[:_PROBE_SEQUENCES]
-    request = pack(sequences)
-    if isinstance(graph, TokenGraph):
-        rows = graph.run_raw(*graph.feeds(sequences).values())[:, :_PROBE_NUMBERS]
-    else:
-        rows = graph.run(sequences).reshape(len(sequences), -1)[:, :_PROBE_NUMBERS]
-    return Probe(
-        model=MODEL_NAMES[role],
-        output=OUTPUT_NAMES[role],
-        input_ids=tuple(request.input_ids[0].tolist()),
-        seq_lens=tuple(request.seq_lens[0].tolist()),
-        expected=tuple(tuple(round(float(x), 6) for x in row) for row in rows),
-        tolerance=PROBE_TOLERANCE[precision] * max(1.0, float(np.abs(rows).max())),
-    )
-
-
-def _write_warmup(folder: Path, tensors: Mapping[str, Sequence[int]], profiles: Profiles | None) -> None:
-    folder.mkdir()
-    masks = {mask_file(end): (1,) * end for end in (() if profiles is None else profiles.ends)}
-    for name, values in {**tensors, **masks}.items():
-        (folder / name).write_bytes(np.asarray(values, np.int32).tobytes())
-
-
-def _record(settings: ExportSettings, stamp: Stamp, folder: Path, checks: list[Check]) -> ExportRecord:
-    packages = ("skillserve", "torch", "optimum", "onnx", "onnxruntime", "transformers")
-    return ExportRecord(
-        digest=read_card(folder).digest,
-        layout=stamp.layout,
-        attention_core=settings.attention_core if stamp.layout == "packed" else None,
-        precision=stamp.precision,
-        runtime=settings.runtime,
-        files=digests(folder),
-        checks=[check.to_dict() for check in checks],
-        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
-    )

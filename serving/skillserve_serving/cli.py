@@ -64,7 +64,7 @@ def describe(server: Triton) -> dict[str, Any]:
         "models": [
             {
                 "name": model.name,
-                "role": model.card.role,
+                "role": model.role,
                 "version": max(model.versions),
                 "digest": model.card.digest,
             }

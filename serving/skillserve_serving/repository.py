@@ -12,6 +12,7 @@ from skillserve.errors import RepositoryError
 from skillserve.graph_file import check_graph, digest_of_files
 from skillserve.probe import Probe, read_probe
 from skillserve.publish import sha256_of
+from skillserve.tensors import MODEL_NAMES, Role
 
 __all__ = ["ServedModel", "read_model", "read_repository"]
 
@@ -35,6 +36,11 @@ class ServedModel:
     """Those that the version policy names."""
     card: ModelCard
     probe: Probe
+
+    @property
+    def role(self) -> Role:
+        """What it does; by its name, since weights may be served in two roles."""
+        return next((role for role, name in MODEL_NAMES.items() if name == self.name), self.card.role)
 
 
 def read_repository(repository: Path, *, max_graph_gib: float | None = None) -> tuple[ServedModel, ...]:

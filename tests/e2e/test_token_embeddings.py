@@ -213,7 +213,9 @@ def test_another_rerankers_token_embedder_is_refused(
     """After a restart: bundles with token embeddings do without it, by name; one that asks about pairs goes on."""
     repository = tmp_path / "models"
     shutil.copytree(three.repository, repository)
-    export_model(late_weights(1), ExportSettings(repository=repository), role="token_embedder")
+    export_model(late_weights(1), ExportSettings(repository=tmp_path / "others"))
+    shutil.rmtree(repository / MODEL)
+    shutil.copytree(tmp_path / "others" / MODEL, repository / MODEL)
     with serve(repository, "--health-interval-s=3600") as restarted:
         client = ClientSettings(url=restarted.url)
         with pytest.raises(BundleError, match="token_embedder"):

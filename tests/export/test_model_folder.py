@@ -20,7 +20,7 @@ from skillserve.publish import sha256_of
 from skillserve.settings import ExportSettings
 from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Layout, Role, weights_role
 from skillserve.text import BERT_LATE_FRAME, BERT_PAIR_FRAME, BERT_SINGLE_FRAME
-from skillserve_export import parity, repository
+from skillserve_export import folder, parity
 from skillserve_export.config import Stamp, TokenRows, model_config, to_pbtxt
 from skillserve_export.families import family_of
 from skillserve_export.parity import PackedGraph
@@ -272,7 +272,7 @@ def test_a_full_disk_leaves_the_old_model(tiny_embedder: Path, tmp_path: Path, m
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(repository, "_write_warmup", full)
+    monkeypatch.setattr(folder, "_write_warmup", full)
     with pytest.raises(OSError, match="No space left"):
         export_model(tiny_embedder, settings)
     assert sorted(tmp_path.rglob("*")) == before

@@ -15,13 +15,13 @@ from skillserve.card import ModelCard
 from skillserve.errors import RepositoryError
 from skillserve.probe import Probe
 from skillserve.settings import ExportSettings
-from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Role, Runtime
+from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Role, Runtime, WeightsRole
 from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
 from skillserve_export.config import Stamp, model_config, to_pbtxt
 from skillserve_export.profiles import Profiles, plan_profiles, read_profiles
 
 COMMITTED = Path(__file__).parent.parent.parent / "deploy" / "tensorrt"
-ROLES = get_args(Role)
+ROLES: tuple[WeightsRole, ...] = get_args(WeightsRole)
 RUNTIMES: list[Runtime] = ["tensorrt", "onnxruntime-tensorrt"]
 
 

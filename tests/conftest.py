@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from skillserve.card import ModelCard, write_card
 from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("skillserve", deadline=None)
+settings.load_profile("skillserve")
 
 SAMPLE = Path(__file__).parent.parent / "examples" / "sample"
 

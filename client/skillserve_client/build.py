@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 
 from skillserve.console import progress, talk
-from skillserve.errors import BundleError, CatalogueError, ConfigError, RepositoryError, SkillserveError
+from skillserve.errors import BundleError, CatalogueError, SkillserveError
 from skillserve.framing import RerankerTokens, mend
 from skillserve.fusion import FirstStageWeights
 from skillserve.lexical import LexicalIndex
 from skillserve.records import Skill
 from skillserve.settings import IndexSettings, SearchSettings
 from skillserve.skillfile import read_skills
-from skillserve.tensors import MODEL_NAMES, Role
+from skillserve.tensors import Role
 from skillserve.text import skill_text
 from skillserve_client.bundle import Bundle, open_bundle
 from skillserve_client.corpus import Corpus
@@ -42,7 +42,7 @@ from skillserve_client.manifest import (
     Quality,
     catalogue_digest,
 )
-from skillserve_client.models import Source, read_sources, require_unchanged
+from skillserve_client.models import Source, read_sources, require_unchanged, token_source
 from skillserve_client.quality import Judged, measure, read_judged
 from skillserve_client.shelf import collections_in_use, next_version, owner_of
 from skillserve_client.table import SkillTable
@@ -92,7 +92,7 @@ def build_bundle(
     skills = [_mended(skill, catalogue) for skill in read_skills(catalogue)]
     judged = read_judged(queries, qrels) if queries else None
     sources = read_sources(index.models, triton)
-    token_embedder = _token_embedder(index, sources, triton)
+    token_embedder = token_source(index, sources, triton)
     digest = catalogue_digest(skills)
     live = _live(index)
     if not force and live is not None and _is_current(live, digest, sources, judged, index):
@@ -170,40 +170,6 @@ def build_bundle(
                 switched=draft.switched,
             )
     return Built(manifest=manifest, quality=quality, current=False, calibrated=CALIBRATION_FILE in files)
-
-
-def _token_embedder(index: IndexSettings, sources: dict[Role, Source], triton: Inference) -> Source | None:
-    """What reads the tokens of skills, where they are to be kept; where they could be, that is said.
-
-    Raises ConfigError for a reranker that compares no tokens, and as `read_sources`.
-    """
-    reranker = sources.get("reranker")
-    compares = reranker is not None and reranker.card.score_kind == "max_sim"
-    if not index.token_embeddings:
-        if compares:
-            talk(
-                "The reranker compares tokens, and reads all those of its candidates in every search. With "
-                "--token-embeddings the bundle keeps what it reads in skills, and reranking is many times faster."
-            )
-        return None
-    if reranker is None or not compares:
-        raise ConfigError(
-            "setting index.token_embeddings",
-            got="a repository without a reranker"
-            if reranker is None
-            else f"a reranker of score kind {reranker.card.score_kind}, which reads request and skill together",
-            wanted="one of score kind max_sim, which compares their tokens",
-            fix="Leave it out, or train such a reranker: skillserve train reranker --interaction late",
-        )
-    source = read_sources(index.models, triton, roles=("token_embedder",))["token_embedder"]
-    if (source.card.digest, source.tokenizer_json) != (reranker.card.digest, reranker.tokenizer_json):
-        raise RepositoryError(
-            f"model folder `{index.models / MODEL_NAMES['token_embedder']}`",
-            got=f"weights {source.card.short_digest}, or another tokenizer than the reranker's",
-            wanted=f"the reranker's: {reranker.card.short_digest}",
-            fix="Export the reranker again, which writes both: skillserve export WEIGHTS",
-        )
-    return source
 
 
 def _reranker(sources: dict[Role, Source]) -> RerankerTokens | None:

@@ -122,9 +122,7 @@ def read_pinned(path: Path) -> tuple[Path, Manifest]:
     return folder, read_manifest(folder / MANIFEST_FILE, anchor)
 
 
-def _assemble(
-    folder: Path, manifest: Manifest, contents: Mapping[str, bytes], settings: IndexSettings | None
-) -> Bundle:
+def _assemble(folder: Path, manifest: Manifest, contents: dict[str, bytes], settings: IndexSettings | None) -> Bundle:
     skills = SkillTable.from_bytes(contents[SKILLS_FILE], subject=f"bundle file `{folder / SKILLS_FILE}`")
     embedder = _read_card(folder / EMBEDDER_CARD, contents[EMBEDDER_CARD], "embedder", manifest)
     index = _open_index(folder, manifest, contents, settings, skills)
@@ -147,7 +145,8 @@ def _assemble(
     tokens: TokenEmbeddings | None = None
     if manifest.late_interaction is not None:
         how = manifest.late_interaction.how
-        tokens = _read_tokens(folder / TOKENS_FILE, contents[TOKENS_FILE], how, manifest)
+        # Popped, since it may be as large as all the rest together, and is copied.
+        tokens = _read_tokens(folder / TOKENS_FILE, contents.pop(TOKENS_FILE), how, manifest)
     quality: Quality | None = None
     if QUALITY_FILE in contents:
         try:

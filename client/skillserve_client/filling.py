@@ -108,7 +108,11 @@ def read_tokens(
         for skill, mark in marks.items():
             if skill in known and known[skill].digest == mark.digest:
                 found[mark.row] = before.skill(known[skill].row)
-        talk(f"{len(found)} of {len(marks)} skills are unchanged and keep their token embeddings.")
+        if found:
+            talk(
+                f"{len(found)} of {len(marks)} skills are unchanged and keep their token embeddings; --force reads "
+                "them anew."
+            )
     fresh = [row for row in range(len(skills)) if row not in found]
     texts = {row: reranker.skill_alone(skills.rerank_ids(row)) for row in fresh}
     fresh.sort(key=lambda row: -len(texts[row]))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from skillserve.card import CARD_FILE, ModelCard, read_card
-from skillserve.errors import RepositoryError
+from skillserve.console import talk
+from skillserve.errors import ConfigError, RepositoryError
+from skillserve.settings import IndexSettings
 from skillserve.tensors import MODEL_NAMES, Role, weights_role
 from skillserve_client.wire import Describing, ServedModel
 
-__all__ = ["Source", "read_sources", "require_unchanged"]
+__all__ = ["Source", "read_sources", "require_unchanged", "token_source"]
 
 _TOKENIZER_FILE = "tokenizer.json"
 _EXPORT_FILE = "export.json"
@@ -54,6 +56,49 @@ def read_sources(
             )
         sources[role] = Source(card, card_json, tokenizer_json, served)
     return sources
+
+
+def token_source(index: IndexSettings, sources: Mapping[Role, Source], triton: Describing) -> Source | None:
+    """What reads the tokens of skills, where they are to be kept; where they could be, that is said.
+
+    Raises ConfigError for a reranker that compares no tokens, RepositoryError without a token embedder of its weights,
+    and as `read_sources`.
+    """
+    reranker = sources.get("reranker")
+    folder = index.models / MODEL_NAMES["token_embedder"]
+    if reranker is None and _read(folder / CARD_FILE) is not None:
+        raise RepositoryError(
+            f"model repository `{index.models}`",
+            got=f"{MODEL_NAMES['token_embedder']} without {MODEL_NAMES['reranker']}, which has its weights",
+            wanted="both, for a bundle is built with both, or neither",
+            fix="Export the reranker again, which writes both: skillserve export WEIGHTS",
+        )
+    compares = reranker is not None and reranker.card.score_kind == "max_sim"
+    if not index.token_embeddings:
+        if compares and reranker is not None and reranker.served.layout == "packed":
+            talk(
+                "The reranker compares tokens, and reads all those of its candidates in every search. With "
+                "--token-embeddings the bundle keeps what it reads in skills, and reranking is many times faster."
+            )
+        return None
+    if reranker is None or not compares:
+        raise ConfigError(
+            "setting index.token_embeddings",
+            got="a repository without a reranker"
+            if reranker is None
+            else f"a reranker of score kind {reranker.card.score_kind}, which reads request and skill together",
+            wanted="one of score kind max_sim, which compares their tokens",
+            fix="Leave it out, or train such a reranker: skillserve train reranker --interaction late",
+        )
+    source = read_sources(index.models, triton, roles=("token_embedder",))["token_embedder"]
+    if (source.card.digest, source.tokenizer_json) != (reranker.card.digest, reranker.tokenizer_json):
+        raise RepositoryError(
+            f"model folder `{folder}`",
+            got=f"weights {source.card.short_digest}, or another tokenizer than the reranker's",
+            wanted=f"the reranker's: {reranker.card.short_digest}",
+            fix="Export the reranker again, which writes both: skillserve export WEIGHTS",
+        )
+    return source
 
 
 def require_unchanged(sources: dict[Role, Source], triton: Describing) -> None:

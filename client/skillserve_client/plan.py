@@ -74,16 +74,17 @@ def proceed(plan: Plan, outcome: Floats | SkillserveError | None) -> Step | Answ
         return answer
 
 
-def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
+def plan_search(bundle: Bundle, query: str, settings: SearchSettings, *, started: float | None = None) -> Plan:
     """The steps of one search. Raises QueryError for a blank query, and the server's error if embedding fails.
 
     ConfigError for a lexical weight or a namespace that the bundle cannot serve. A request and its parts are embedded
     together.
 
-    The deadline bounds both inferences. A reranking that would pass it is left out; without an embedding there is
-    nothing to answer with, which is DeadlineExceeded.
+    It begins at `started`, a moment on the monotonic clock, or with its first step. The deadline bounds both
+    inferences. A reranking that would pass it is left out; without an embedding there is nothing to answer with, which
+    is DeadlineExceeded.
     """
-    corpus, watch = bundle.corpus, _Stopwatch()
+    corpus, watch = bundle.corpus, _Stopwatch(time.monotonic() if started is None else started)
     deadline = None if settings.deadline_ms is None else watch.started + settings.deadline_ms / 1000
     depth, reason = choose_depth(bundle, settings.rerank_depth)
     weights = corpus.chosen(settings)
@@ -114,7 +115,8 @@ def plan_search(bundle: Bundle, query: str, settings: SearchSettings) -> Plan:
             scores = corpus.final_scores(logits, candidates.scores[:depth])
         except FAILURES as error:
             status = "degraded"
-            notes.append(f"not reranked, this is the order of the first stage: {_why(error, settings.deadline_ms)}")
+            why = _why(error, corpus.second_stage, settings.deadline_ms)
+            notes.append(f"not reranked, this is the order of the first stage: {why}")
         watch.lap("rerank")
     reranked = len(scores) > 0
     took_part: tuple[Role, ...] = ("embedder", "reranker") if reranked else ("embedder",)
@@ -162,8 +164,8 @@ def order_reranked(scores: Floats, num_candidates: int) -> npt.NDArray[np.int64]
 class _Stopwatch:
     """Milliseconds per stage."""
 
-    def __init__(self) -> None:
-        self.started = self._lap = time.monotonic()
+    def __init__(self, started: float) -> None:
+        self.started = self._lap = started
         self._timings_ms: dict[str, float] = {}
 
     def lap(self, stage: str) -> None:
@@ -217,10 +219,10 @@ def _parts_read(read: CutText, parts: Sequence[CutText]) -> str:
     return f"; it also read each of the request's {len(parts)} parts, {how}"
 
 
-def _why(error: SkillserveError, deadline_ms: float | None) -> str:
+def _why(error: SkillserveError, role: Role, deadline_ms: float | None) -> str:
     if isinstance(error, DeadlineExceeded) and deadline_ms is not None:
         return f"the deadline of {deadline_ms:g} ms was too near"
-    return f"the reranker failed ({type(error).__name__}: {error.got})"
+    return f"the {role.replace('_', ' ')} failed ({type(error).__name__}: {error.got})"
 
 
 def _too_late(subject: str, got: str) -> DeadlineExceeded:

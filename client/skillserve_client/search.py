@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -156,6 +158,7 @@ class AsyncSearcher(_Search):
         self._triton = triton
         self._owned: AsyncTriton | None = None
         self._checked = False
+        self._threads = ThreadPoolExecutor(thread_name_prefix="skillserve-search")  # they end with the searcher
 
     @classmethod
     async def connect(
@@ -188,11 +191,12 @@ class AsyncSearcher(_Search):
         """As `Searcher.search`."""
         if not self._checked:
             await self.check()
-        plan = plan_search(self.bundle, query, self._with(top_k, deadline_ms))
+        plan = plan_search(self.bundle, query, self._with(top_k, deadline_ms), started=time.monotonic())
         outcome: Floats | SkillserveError | None = None
         # In threads, one after the other: the index, and late interaction, compute for milliseconds, in which the loop
-        # has others to serve.
-        while isinstance(step := await asyncio.to_thread(proceed, plan, outcome), Step):
+        # has others to serve. Threads of its own, since the loop's may be busy with what has nothing to do with it.
+        loop = asyncio.get_running_loop()
+        while isinstance(step := await loop.run_in_executor(self._threads, proceed, plan, outcome), Step):
             try:
                 outcome = await self._triton.infer(**self._call(step))
             except FAILURES as error:

@@ -20,12 +20,15 @@ import numpy.typing as npt
 
 from skillserve.errors import BundleError
 from skillserve.max_sim import Interaction, max_sim, unit_rows
+from skillserve.tensors import token_budget_batches
 from skillserve_client.vectors import Rows
 from skillserve_client.wire import Floats
 
 __all__ = ["SkillTokens", "TokenEmbeddings"]
 
 _LARGEST = 127
+_TOKENS_AT_ONCE = 16_384
+"""Tokens of skills that are compared together, 25 MB in float32 at D = 384: some 32 candidates of 500."""
 _ARRAYS = {"rows": "int8 of 2 dimensions", "factors": "float32 of 1 dimensions", "ends": "int64 of 1 dimensions"}
 """What a file holds."""
 
@@ -86,8 +89,15 @@ class TokenEmbeddings:
     def scores(self, asked: Floats, candidates: Sequence[int] | Rows) -> Floats:
         """`[n]` of a request's token embeddings `[Q, D]` beside the skills at these rows."""
         parts = [self.skill(int(row)) for row in candidates]
-        offered = np.concatenate([np.empty((0, self.dim), np.int8), *(part.rows for part in parts)]).astype(np.float32)
-        factors = np.concatenate([np.empty(0, np.float32), *(part.factors for part in parts)])
+        scores = [
+            self._compared(asked, parts[block])
+            for block in token_budget_batches([len(part.rows) for part in parts], max_tokens=_TOKENS_AT_ONCE)
+        ]
+        return np.concatenate([np.empty(0, np.float32), *scores])
+
+    def _compared(self, asked: Floats, parts: Sequence[SkillTokens]) -> Floats:
+        offered = np.concatenate([part.rows for part in parts]).astype(np.float32)
+        factors = np.concatenate([part.factors for part in parts])
         ends = np.cumsum([len(part.rows) for part in parts], dtype=np.int64)
         return max_sim(asked, offered, ends, self.how, factors=factors)
 

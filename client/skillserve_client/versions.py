@@ -77,7 +77,9 @@ def publish(
                 for name, content in sorted(files.items())
             },
         )
-        content = (manifest.model_dump_json(indent=2) + "\n").encode()
+        # Left out where there is none: releases that know no token embeddings refuse a manifest that speaks of them.
+        unused = {"late_interaction"} if late_interaction is None else None
+        content = (manifest.model_dump_json(indent=2, exclude=unused) + "\n").encode()
         try:
             with published_folder(target) as draft:
                 for name, body in files.items():

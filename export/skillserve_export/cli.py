@@ -20,6 +20,7 @@ from skillserve_export.gate_report import report_of
 from skillserve_export.parity import require
 from skillserve_export.profiles import Profiles
 from skillserve_export.repository import Exported, export_model, num_steps, verify_model
+from skillserve_export.roles import roles_of, roles_to_verify, stale_folder
 
 __all__ = ["export", "verify"]
 
@@ -74,7 +75,7 @@ def export(
     """Turn weights into a packed graph, gate it, write the model repository."""
     gate = gate or settings.export.precision != "fp32"
     _refuse_alone({"--run": run, "--report": report}, gate=gate)
-    with progress("export", num_steps(read_card(weights), layout)) as bar:
+    with progress("export", num_steps(roles_of(read_card(weights), layout))) as bar:
         ranks = (
             RankGate(settings=settings.export, data=data, run=run, report=report, tell=_teller(bar)) if gate else None
         )
@@ -84,6 +85,8 @@ def export(
     done = (exported, *exported.also)
     _show(done, as_json=as_json)
     wrote = " and ".join(str(one.folder) for one in done)
+    if stale := stale_folder(exported.card, settings.export):
+        talk(f"WARNING: {stale} is of other weights, and goes on being served: remove it.")
     if settings.export.runtime == "tensorrt":
         talk(f"Wrote {wrote}. Build its plan, in NVIDIA's container: skillserve plan {wrote}")
     else:
@@ -119,7 +122,8 @@ def verify(
         with _judged([Exported(verdict.card, None, [], verdict)], as_json=as_json):
             verdict.require(fix="Do not search with it: go back to the server, runtime or driver that passed.")
         return
-    with progress("verify", num_steps(read_card(weights)) - 1) as bar:
+    roles = roles_to_verify(read_card(weights), settings.export)
+    with progress("verify", num_steps(roles, verified=True)) as bar:
         gated = (
             RankGate(settings=settings.export, data=data, run=run, report=report, tell=_teller(bar)) if gate else None
         )

@@ -27,19 +27,18 @@ from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.probe import PROBE_FILE, Probe
 from skillserve.publish import published_folder
 from skillserve.settings import ExportSettings
-from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Layout, Precision, Role, pack
-from skillserve_export.config import WARMUP_FOLDER, Stamp, TokenRows, model_config, to_pbtxt, warmup_tensors
+from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Precision, Role, pack
+from skillserve_export.config import WARMUP_FOLDER, Stamp, model_config, to_pbtxt, warmup_tensors
 from skillserve_export.files import move_graph
-from skillserve_export.opened import check_servable
 from skillserve_export.parity import Check
 from skillserve_export.profiles import PROFILES_FILE, Profiles
-from skillserve_export.record import EXPORT_FILE, GRAPH_FILE, ExportRecord, digests
+from skillserve_export.record import EXPORT_FILE, ExportRecord, digests
 from skillserve_export.sample import ParitySample
 from skillserve_export.served import ServedGraph, TokenGraph
 from skillserve_export.tensorrt_config import mask_file
 from skillserve_export.verdict import Verdict
 
-__all__ = ["Draft", "write_folder"]
+__all__ = ["Draft", "probe_of", "write_folder"]
 
 _PROBE_SEQUENCES = 2
 _PROBE_NUMBERS = 5
@@ -62,44 +61,35 @@ class Draft:
 
     role: Role
     path: Path
-    graph: ServedGraph
+    probe: Probe
+    stamp: Stamp
     checks: list[Check]
     verdict: Verdict | None
-    tokens: TokenRows | None
-    """Of a token embedder."""
 
 
 def write_folder(
-    draft: Draft,
-    card: ModelCard,
-    weights: Path,
-    settings: ExportSettings,
-    layout: Layout,
-    sample: ParitySample,
-    profiles: Profiles | None,
+    draft: Draft, card: ModelCard, weights: Path, settings: ExportSettings, profiles: Profiles | None
 ) -> Path:
     """Write a graph that passed as a model folder of the settings' repository, with card and tokenizer of `weights`."""
-    precision = settings.precision
-    probe = _probe(draft.role, draft.graph, sample, precision)
     target = settings.repository / MODEL_NAMES[draft.role]
     with published_folder(target) as folder:
         (folder / str(settings.version)).mkdir()
         move_graph(draft.path, folder / str(settings.version))
-        checked = check_servable(folder / str(settings.version) / GRAPH_FILE, precision, settings)
-        stamp = Stamp(layout=layout, precision=precision, graph_digest=checked.digest(), tokens=draft.tokens)
         for name in (CARD_FILE, "tokenizer.json"):
             shutil.copyfile(weights / name, folder / name)
-        (folder / "config.pbtxt").write_text(to_pbtxt(model_config(card, settings, stamp, probe, profiles)))
-        (folder / PROBE_FILE).write_text(probe.model_dump_json(indent=1) + "\n")
-        _write_warmup(folder / WARMUP_FOLDER, warmup_tensors(layout, probe), profiles)
+        config = model_config(card, settings, draft.stamp, draft.probe, profiles)
+        (folder / "config.pbtxt").write_text(to_pbtxt(config))
+        (folder / PROBE_FILE).write_text(draft.probe.model_dump_json(indent=1) + "\n")
+        _write_warmup(folder / WARMUP_FOLDER, warmup_tensors(draft.stamp.layout, draft.probe), profiles)
         if profiles is not None:
             (folder / PROFILES_FILE).write_text(profiles.model_dump_json(indent=1) + "\n")
-        record = _record(settings, stamp, folder, draft.checks)
+        record = _record(settings, draft.stamp, folder, draft.checks)
         (folder / EXPORT_FILE).write_text(record.model_dump_json(indent=1) + "\n")
     return target
 
 
-def _probe(role: Role, graph: ServedGraph, sample: ParitySample, precision: Precision) -> Probe:
+def probe_of(role: Role, graph: ServedGraph, sample: ParitySample, precision: Precision) -> Probe:
+    """A question whose answer is known from now on: the shortest sequences of the sample."""
     sequences = sorted(sample.sequences, key=len)[:_PROBE_SEQUENCES]
     request = pack(sequences)
     if isinstance(graph, TokenGraph):

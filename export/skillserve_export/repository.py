@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from skillserve.errors import RepositoryError
 from skillserve.pairs import Remembered
 from skillserve.settings import ExportSettings
 from skillserve.tensors import MODEL_NAMES, Layout, Precision, Role
-from skillserve_export.config import TokenRows
+from skillserve_export.config import Stamp, TokenRows
 from skillserve_export.families import family_of
-from skillserve_export.folder import Draft, write_folder
+from skillserve_export.folder import Draft, probe_of, write_folder
 from skillserve_export.gate import RankGate
 from skillserve_export.graph import export_packed, export_padded, export_stock
 from skillserve_export.late_stock import open_stock
@@ -24,6 +24,7 @@ from skillserve_export.parity import Check, check_parity, require
 from skillserve_export.precision import lower, require_runnable
 from skillserve_export.profiles import Profiles
 from skillserve_export.record import GRAPH_FILE, ExportRecord, read_record
+from skillserve_export.roles import roles_of, roles_to_verify
 from skillserve_export.running_sums import sums_as_products
 from skillserve_export.sample import ParitySample, load_sample
 from skillserve_export.scorers import GraphScorer
@@ -32,10 +33,11 @@ from skillserve_export.stock import StockGraph
 from skillserve_export.tensorrt_profiles import profiles_for, require_tensorrt
 from skillserve_export.verdict import Verdict
 
-__all__ = ["Exported", "export_model", "num_steps", "roles_of", "verify_model"]
+__all__ = ["Exported", "export_model", "num_steps", "verify_model"]
 
 
-_STEPS_OF_A_ROLE = 8
+_CHECKS = 7
+"""Steps of checking a graph, its opening included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def export_model(
         first, *others = [
             Exported(
                 card,
-                write_folder(draft, card, weights, settings, layout, subject.sample, profiles),
+                write_folder(draft, card, weights, settings, profiles),
                 draft.checks,
                 draft.verdict,
                 profiles,
@@ -107,15 +109,12 @@ def verify_model(
     beyond the weights' own those are checked that are there.
     """
     card = read_card(weights, verify_weights=True)
-    folders = {role: settings.repository / MODEL_NAMES[role] for role in roles_of(card, "packed")}
-    there = {role: folder for role, folder in folders.items() if role == card.role or folder.exists()}
-    records = {role: _record_of(card, weights, folder, settings) for role, folder in there.items()}
+    records = {role: _record_of(role, card, weights, settings) for role in roles_to_verify(card, settings)}
     gates = {role: _required(gate, settings, data, card, record.precision) for role, record in records.items()}
     with tempfile.TemporaryDirectory(prefix="skillserve-verify-") as scratch_name:
         subject = _Subject.read(weights, card, Path(scratch_name), data, advance)
         first, *others = [
-            _verified(subject, role, there[role], record, settings, gates[role], advance)
-            for role, record in records.items()
+            _verified(subject, role, record, settings, gates[role], advance) for role, record in records.items()
         ]
     return replace(first, also=tuple(others))
 
@@ -175,17 +174,25 @@ def _drafted(
         graph, subject.stock, card, subject.sample, lambda: advance("checking parity"), precision=precision
     )
     require(checks, f"{layout} {precision} {graph.title} of `{card.name}`", fix=_advice(precision))
+    digest = check_servable(path, precision, settings).digest()
     verdict = None
     if gate is not None:
-        digest = check_servable(path, precision, settings).digest()
         scorer = GraphScorer(graph=graph, card=card, layout=layout, precision=precision, graph_digest=digest)
         verdict = _judged(subject, role, scorer, gate)
         verdict.require(fix="Nothing was written. Choose another precision, or set its limits in the card.")
-    return Draft(role=role, path=path, graph=graph, checks=checks, verdict=verdict, tokens=tokens)
+    return Draft(
+        role=role,
+        path=path,
+        probe=probe_of(role, graph, subject.sample, precision),
+        stamp=Stamp(layout=layout, precision=precision, graph_digest=digest, tokens=tokens),
+        checks=checks,
+        verdict=verdict,
+    )
 
 
-def _record_of(card: ModelCard, weights: Path, folder: Path, settings: ExportSettings) -> ExportRecord:
+def _record_of(role: Role, card: ModelCard, weights: Path, settings: ExportSettings) -> ExportRecord:
     """The record of a folder of these weights; RepositoryError for one of others."""
+    folder = settings.repository / MODEL_NAMES[role]
     record = read_record(folder)
     if record.digest != card.digest:
         raise RepositoryError(
@@ -200,7 +207,6 @@ def _record_of(card: ModelCard, weights: Path, folder: Path, settings: ExportSet
 def _verified(
     subject: _Subject,
     role: Role,
-    folder: Path,
     record: ExportRecord,
     settings: ExportSettings,
     gate: RankGate | None,
@@ -209,6 +215,7 @@ def _verified(
     """One folder beside its weights."""
     advance("checking parity")
     card, tokens = subject.card, subject.tokens(role)
+    folder = settings.repository / MODEL_NAMES[role]
     candidate = open_recorded(record, folder, card, settings, tokens and tokens.interaction)
     checks = check_parity(
         candidate.graph,
@@ -231,14 +238,9 @@ def _judged(subject: _Subject, role: Role, candidate: GraphScorer, gate: RankGat
     return replace(gate, role=role).judge(subject.card, subject.weights, candidate, subject.stock)
 
 
-def roles_of(card: ModelCard, layout: Layout) -> tuple[Role, ...]:
-    """What weights are served as: a reranker by late interaction, in the packed layout, also as a token embedder."""
-    return (card.role, "token_embedder") if card.score_kind == "max_sim" and layout == "packed" else (card.role,)
-
-
-def num_steps(card: ModelCard, layout: Layout = "packed") -> int:
-    """How often `export_model` calls `advance`: for the reference, and for each role its graph and seven checks."""
-    return 1 + _STEPS_OF_A_ROLE * len(roles_of(card, layout))
+def num_steps(roles: Sequence[Role], *, verified: bool = False) -> int:
+    """How often `export_model`, or `verify_model`, calls `advance`: once for the reference, the rest for each role."""
+    return 1 + (_CHECKS if verified else _CHECKS + 1) * len(roles)
 
 
 def _export_graph(subject: _Subject, role: Role, settings: ExportSettings, layout: Layout, output: Path) -> None:

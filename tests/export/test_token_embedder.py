@@ -25,7 +25,8 @@ from skillserve_export import repository
 from skillserve_export.cores import AttentionCore
 from skillserve_export.graph import export_packed
 from skillserve_export.parity import PackedGraph
-from skillserve_export.repository import export_model, roles_of, verify_model
+from skillserve_export.repository import export_model, verify_model
+from skillserve_export.roles import roles_of
 
 SAME_ROW = 5e-6
 """Unit states of two layers in float32, times weights of up to 6, beside float64."""

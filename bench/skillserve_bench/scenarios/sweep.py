@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from skillserve.recommendation import Recommendation
-from skillserve.settings import Settings
+from skillserve.settings import IndexSettings, Settings
 from skillserve.skillfile import read_skills, split_file
 from skillserve_bench.environment import Environment
 from skillserve_bench.report import Findings
@@ -53,7 +53,8 @@ def measure_sweep(repositories: Sequence[Path], data: Path, *, settings: Setting
             sweep=sweep,
             bench=bench,
             client=settings.client,
-            index=settings.index,
+            # Where vectors are, and weights of the first stage, are no part of its grid, and it says nothing of them.
+            index=IndexSettings(token_embeddings=settings.index.token_embeddings),
         )
         try:
             course.run()

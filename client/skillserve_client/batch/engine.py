@@ -109,7 +109,7 @@ class Engine:
                 part = [sequences[i] for i in members]
                 futures[self._pool.submit(self._run, role, part, digest)] = members.tolist(), int(lens[members].sum())
             for future in as_completed(futures):
-                places, num_tokens = futures[future]
+                places, num_tokens = futures.pop(future)  # and with it its rows
                 done = future.result()
                 rows[_places(ends, places)] = done.rows
                 refused |= {places[i]: why for i, why in done.refused.items()}

@@ -24,6 +24,9 @@ from skillserve_client.wire import Floats
 
 __all__ = ["PairsJob", "Prepared"]
 
+_REQUESTS_AT_ONCE = 128
+"""Requests whose token embeddings are in memory together: 40 MB of 200 tokens each, at D = 384."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -121,7 +124,9 @@ class PairsJob:
         if corpus.tokens is None:
             compared = [[place] for place in range(len(sound))]
         else:
-            compared = [[place for place, j in enumerate(request_of) if j == own] for own in range(len(requests))]
+            compared = [[] for _ in requests]
+            for place, j in enumerate(request_of):
+                compared[j].append(place)
         rerankings = [
             rerank(corpus, sides[request_of[places[0]]], [rows[place] for place in places]) for places in compared
         ]
@@ -129,17 +134,9 @@ class PairsJob:
 
     def score(self, prepared: Prepared, engine: Engine, advance: Tokens) -> list[Outcome]:
         """Embed each request once, rerank every pair, add up as the cards say."""
-        digests, second = self.bundle.serving, self.bundle.corpus.second_stage
         flat = [sequence for of_one in prepared.requests for sequence in of_one]
-        embedded = engine.infer("embedder", flat, digest=digests["embedder"], advance=advance)
-        reranked = engine.infer(
-            second,
-            [sequence for each in prepared.rerankings for sequence in each.sequences],
-            digest=digests[second],
-            score_kind=self.bundle.corpus.score_kind(second),
-            advance=advance,
-        )
-        logits, unscored = _logits(prepared, reranked)
+        embedded = engine.infer("embedder", flat, digest=self.bundle.serving["embedder"], advance=advance)
+        logits, unscored = self._reranked(prepared, engine, advance)
         similarities, first = self._first_stage(prepared, embedded)
         scores = self.bundle.corpus.final_scores(logits, first)
         why = _refused_requests(prepared, embedded)
@@ -161,6 +158,30 @@ class PairsJob:
             )
         return [outcomes[i] for i in range(len(prepared.pairs))]
 
+    def _reranked(self, prepared: Prepared, engine: Engine, advance: Tokens) -> tuple[Floats, dict[int, str]]:
+        """Logit of every sound pair `[n]`, and why some have none."""
+        corpus, found, unscored = self.bundle.corpus, np.zeros(len(prepared.sound), np.float32), dict[int, str]()
+        # Logits of pairs are small; rows of tokens are not, and are compared before more are asked for.
+        at_once = len(prepared.rerankings) if corpus.tokens is None else _REQUESTS_AT_ONCE
+        for start in range(0, len(prepared.rerankings), max(at_once, 1)):
+            part = slice(start, start + at_once)
+            asked, compared = prepared.rerankings[part], prepared.compared[part]
+            inferred = engine.infer(
+                corpus.second_stage,
+                [sequence for each in asked for sequence in each.sequences],  # one of each: a pair, or a request
+                digest=self.bundle.serving[corpus.second_stage],
+                score_kind=corpus.score_kind(corpus.second_stage),
+                advance=advance,
+            )
+            last = 0
+            for at, (reranking, places) in enumerate(zip(asked, compared, strict=True)):
+                first, last = last, last + reranking.num_rows
+                if at in inferred.refused:
+                    unscored |= dict.fromkeys(places, inferred.refused[at])
+                else:
+                    found[places] = reranking.logits(inferred.rows[first:last])
+        return found, unscored
+
     def _side(self, text: str) -> Ids:
         reranker = self.bundle.corpus.reranker
         if reranker is None:
@@ -178,20 +199,6 @@ class PairsJob:
             own = np.flatnonzero(request_of == j)
             similarities[own], first[own] = near[rows[own]], scored[rows[own]]
         return similarities, first
-
-
-def _logits(prepared: Prepared, reranked: Inferred) -> tuple[Floats, dict[int, str]]:
-    """Logit of every sound pair `[n]`, and why some have none."""
-    logits, last = np.zeros(len(prepared.sound), np.float32), 0
-    unscored: dict[int, str] = {}
-    # Every reranking has one sequence here: a pair, or a request.
-    for at, (reranking, places) in enumerate(zip(prepared.rerankings, prepared.compared, strict=True)):
-        first, last = last, last + reranking.num_rows
-        if at in reranked.refused:
-            unscored |= dict.fromkeys(places, reranked.refused[at])
-        else:
-            logits[places] = reranking.logits(reranked.rows[first:last])
-    return logits, unscored
 
 
 def _refused_requests(prepared: Prepared, embedded: Inferred) -> dict[int, str]:

@@ -11,6 +11,7 @@ from skillserve.errors import ServerError
 from skillserve.records import Pair, Query
 from skillserve.settings import SearchSettings
 from skillserve_client import Bundle, Searcher
+from skillserve_client.batch import pairs
 from skillserve_client.batch.engine import Engine
 from skillserve_client.batch.jobs import Refused
 from skillserve_client.batch.pairs import PairsJob
@@ -88,6 +89,18 @@ def test_pairs_have_the_scores_of_searches_and_those_of_a_refused_request_are_re
         alone = job.score(job.prepare([pair]), engine := engine_of(late_fake), lambda _: None)
         engine.close()
         assert alone == [outcome]
+
+
+def test_pairs_of_few_requests_at_once_are_scored_alike(
+    late_bundle: Bundle, late_fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of tokens are compared before more are asked for, so that memory does not grow with a shard."""
+    records = [Pair(id=None, text=text, skill_id=skill) for text in QUERIES for skill in ("pdf", "git")]
+    job = PairsJob.of([], late_bundle, SearchSettings())
+    with engine_of(late_fake) as engine:
+        wanted = job.score(job.prepare(records), engine, lambda _: None)
+        monkeypatch.setattr(pairs, "_REQUESTS_AT_ONCE", 2)
+        assert job.score(job.prepare(records), engine, lambda _: None) == wanted
 
 
 @pytest.mark.parametrize("bad", [[], [0], [3, 4], [8], list(range(9))])

@@ -63,6 +63,17 @@ def test_a_reranker_that_compares_no_tokens_is_refused_before_anything_is_inferr
     assert not world.bundles.exists()
 
 
+@pytest.mark.parametrize("changes", [{"token_embeddings": True}, {"token_embeddings": False}])
+def test_a_token_embedder_whose_reranker_was_removed_is_not_passed_over(
+    changes: dict[str, Any], late_world: IndexSettings, catalogue: Path, late_fake: Any
+) -> None:
+    """Without a word the bundle would have no second stage."""
+    (late_world.models / "skill_reranker" / "card.json").unlink()
+    with pytest.raises(RepositoryError, match="skill_token_embedder without skill_reranker"):
+        build_bundle(catalogue, late_fake, index=late_world.model_copy(update=changes))
+    assert not late_fake.calls
+
+
 @pytest.mark.parametrize("where", ["server", "repository", "other weights", "other tokenizer"])
 def test_an_absent_token_embedder_and_one_of_another_reranker_are_refused(
     where: str, late_world: IndexSettings, catalogue: Path, late_fake: Any

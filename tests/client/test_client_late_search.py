@@ -6,13 +6,14 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from skillserve.cli import main
-from skillserve.errors import BundleError, RepositoryError, RequestRejected, SkillserveError
+from skillserve.errors import BundleError, DeadlineExceeded, RepositoryError, RequestRejected, SkillserveError
 from skillserve.max_sim import Interaction
 from skillserve.records import Answer
 from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
@@ -151,6 +152,23 @@ def test_the_loop_serves_others_while_scores_are_computed(
 
     monkeypatch.setattr(TokenEmbeddings, "scores", scores)
     assert asyncio.run(run()).hits[0].skill_id == "pdf"
+
+
+def test_a_deadline_begins_with_the_call_and_not_when_a_thread_is_free(late_bundle: Bundle, late_fake: Any) -> None:
+    """A search that waits for a thread has that much less time."""
+    free = threading.Event()
+
+    async def run() -> None:
+        searcher = AsyncSearcher(late_bundle, _Awaitable(late_fake), DEEP)
+        searcher._threads = ThreadPoolExecutor(1)
+        searcher._threads.submit(free.wait, 30)
+        searching = asyncio.create_task(searcher.search("merge pdf", deadline_ms=1))
+        await asyncio.sleep(0.01)
+        free.set()
+        with pytest.raises(DeadlineExceeded, match="embedding the request"):
+            await searching
+
+    asyncio.run(run())
 
 
 def test_commands_build_and_search_through_sockets(

@@ -15,7 +15,7 @@ import pytest
 from skillserve.errors import BundleError
 from skillserve.max_sim import Interaction
 from skillserve.settings import IndexSettings
-from skillserve_client import build_bundle, open_bundle
+from skillserve_client import Bundle, build_bundle, open_bundle, token_embeddings
 from skillserve_client.token_embeddings import SkillTokens, TokenEmbeddings
 
 FILE = "token_embeddings.npz"
@@ -171,3 +171,23 @@ def test_token_embeddings_of_fewer_skills_are_refused(
     reseal(late_world.bundles, lambda manifest: manifest["files"].update({FILE: entry}))
     with pytest.raises(BundleError, match="of 3 skills"):
         open_bundle(late_world.bundles)
+
+
+def test_scores_do_not_depend_on_how_many_tokens_are_compared_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = some_tokens()
+    asked = random_units(5, tokens.dim, seed=8)
+    candidates = [*range(len(tokens)), 0]
+    whole = tokens.scores(asked, candidates)
+    monkeypatch.setattr(token_embeddings, "_TOKENS_AT_ONCE", 3)
+    assert np.allclose(tokens.scores(asked, candidates), whole, atol=1e-6)
+    assert tokens.scores(asked, []).shape == (0,)
+
+
+def test_a_manifest_speaks_of_token_embeddings_only_where_there_are_some(
+    world: IndexSettings, late_bundle: Bundle, catalogue: Path, fake: Any
+) -> None:
+    """Releases that do not know them refuse fields that they do not know."""
+    plain = build_bundle(catalogue, fake, index=world.model_copy(update={"bundles": world.bundles / "plain"}))
+    written = json.loads((world.bundles / "plain" / plain.manifest.version / "manifest.json").read_text())
+    assert "late_interaction" not in written
+    assert "late_interaction" in json.loads((late_bundle.folder / "manifest.json").read_text())

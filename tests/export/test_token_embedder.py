@@ -18,15 +18,17 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from skillserve.card import ModelCard, read_card
 from skillserve.errors import ParityError, RepositoryError
+from skillserve.graph_file import GraphFile
 from skillserve.probe import read_probe
 from skillserve.settings import ExportSettings
 from skillserve.tensors import Ids, Role
 from skillserve_export import repository
 from skillserve_export.cores import AttentionCore
 from skillserve_export.graph import export_packed
+from skillserve_export.opened import check_servable
 from skillserve_export.parity import PackedGraph
 from skillserve_export.repository import export_model, verify_model
-from skillserve_export.roles import roles_of
+from skillserve_export.roles import roles_of, stale_folder
 
 SAME_ROW = 5e-6
 """Unit states of two layers in float32, times weights of up to 6, beside float64."""
@@ -172,3 +174,31 @@ def test_only_late_interaction_in_the_packed_layout_is_served_twice(
     assert roles_of(late, "padded") == ("reranker",)
     assert roles_of(read_card(tiny_embedder), "packed") == ("embedder",)
     assert roles_of(read_card(tiny_reranker), "packed") == ("reranker",)
+
+
+def test_a_token_embedder_of_other_weights_is_a_leftover(
+    make_weights: Callable[..., Path], served: Served, tmp_path: Path
+) -> None:
+    """It goes on being served, and nobody can use it; a padded reranker is verified without it."""
+    shutil.copytree(served.settings.repository, tmp_path, dirs_exist_ok=True)
+    settings = ExportSettings(repository=tmp_path)
+    assert stale_folder(served.card, settings) is None
+    other = make_weights("late-bert", "reranker", None, max_tokens=60, seed=12)
+    exported = export_model(other, settings, layout="padded")
+    assert exported.also == ()
+    assert stale_folder(exported.card, settings) == tmp_path / NAME
+    assert verify_model(other, settings).also == ()
+
+
+def test_a_graph_that_may_not_be_served_leaves_both_folders_alone(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, *_: object) -> GraphFile:
+        if "token_embedder" in path.parts:
+            raise RepositoryError("graph", got="another one", wanted="this one", fix="Export it again.")
+        return check_servable(path, "fp32", ExportSettings())
+
+    monkeypatch.setattr(repository, "check_servable", refused)
+    with pytest.raises(RepositoryError):
+        export_model(weights, ExportSettings(repository=tmp_path / "models"))
+    assert not (tmp_path / "models").exists()

@@ -20,7 +20,8 @@ from tritonclient.utils import InferenceServerException
 from skillserve.card import ModelCard, read_card
 from skillserve.errors import BundleError
 from skillserve.probe import read_probe
-from skillserve.settings import ClientSettings, ExportSettings, SearchSettings
+from skillserve.settings import ClientSettings, ExportSettings, IndexSettings, SearchSettings
+from skillserve_bench.load.target import SearchTarget
 from skillserve_client import Searcher
 from skillserve_export import export_model
 from skillserve_export.parity import PackedGraph, malformed_requests
@@ -196,6 +197,20 @@ def test_kept_token_embeddings_find_what_pairs_find(three: Any, bundles: dict[st
             plain += 1
             assert kept.hits[0].skill_id == pairs.hits[0].skill_id
     assert plain > len(requests) / 2
+
+
+def test_a_load_may_rerank_by_pairs_what_keeps_token_embeddings(three: Any, bundles: dict[str, Path]) -> None:
+    """As on a server of padded models, which has no token embedder; the hits are those of a bundle that keeps none."""
+    client = ClientSettings(url=three.url)
+    before = inferences(three)
+
+    async def sent(bundle: Path) -> bytes:
+        async with SearchTarget(client, IndexSettings(bundles=bundle), SEARCH, by_pairs=True).open() as send:
+            return await send(b"find the sql skill")
+
+    kept, pairs = (asyncio.run(sent(bundles[name])) for name in ("kept", "pairs"))
+    assert kept == pairs
+    assert [after - earlier for after, earlier in zip(inferences(three), before, strict=True)][1] == 0
 
 
 def inferences(server: Any) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import grpc  # type: ignore[import-untyped]  # ships no type information
@@ -71,6 +71,8 @@ class SearchTarget:
     index: IndexSettings
     """Where the bundle is, and the vectors if they are elsewhere."""
     search: SearchSettings
+    by_pairs: bool = False
+    """Rerank by pairs, though the bundle may keep token embeddings: of a server that has no model for them."""
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Send]:
@@ -79,7 +81,10 @@ class SearchTarget:
         An answer that was not reranked because the reranker failed is a ServerError: it would pass for a fast one.
         """
         async with AsyncTriton(self.client) as triton:
-            searcher = AsyncSearcher(open_bundle(self.index.bundles, index=self.index), triton, self.search)
+            bundle = open_bundle(self.index.bundles, index=self.index)
+            if self.by_pairs:
+                bundle = replace(bundle, corpus=replace(bundle.corpus, tokens=None))
+            searcher = AsyncSearcher(bundle, triton, self.search)
             await searcher.check()
 
             async def send(payload: bytes) -> bytes:

@@ -180,7 +180,8 @@ def _padded(
     if invited.padded is None:
         raise ValueError("its repository was not required")
     server = stack.enter_context(started_padded(invited.padded, folder))
-    target = SearchTarget(server.reached(client), index, search)
+    # Padded repositories have no token embedder.
+    target = SearchTarget(server.reached(client), index, search, by_pairs=True)
     return Entrant(
         contender=Contender(name=peer.name, target=target, supply=TextSupply(texts, str.encode), server_pid=server.pid),
         about=peer.about,

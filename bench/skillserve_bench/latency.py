@@ -183,7 +183,11 @@ def sources_of(lines: Lines) -> Sequence[str]:
     kept = index.token_embeddings
     return [
         f"Bundle: vectors in {index.kind}, lexical weight {index.lexical_weight:g}, part weight {index.part_weight:g}.",
-        *(["It keeps the token embeddings of its skills: what reranking reads of them was read in advance."] * kept),
+        *(
+            [f"It keeps up to {kept} token embeddings a skill: what reranking reads of skills was read in advance."]
+            if kept
+            else []
+        ),
         *_requests(lines),
     ]
 

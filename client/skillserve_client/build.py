@@ -128,7 +128,9 @@ def build_bundle(
         tokens = None
         if token_embedder is not None and reranker is not None:
             unchanged = None if live is None or force else live
-            tokens = read_tokens(skills_table, reranker, token_embedder, triton, held=unchanged)
+            tokens = read_tokens(
+                skills_table, reranker, token_embedder, triton, limit=index.token_embeddings, held=unchanged
+            )
         corpus = Corpus(
             index=draft.index,
             skills=skills_table,
@@ -165,7 +167,7 @@ def build_bundle(
                     for role, source in sources.items()
                 },
                 weights=weights,
-                late_interaction=None if tokens is None else LateInteraction.of(tokens.how),
+                late_interaction=None if tokens is None else LateInteraction.of(tokens.how, index.token_embeddings),
                 collection=draft.collection,
                 switched=draft.switched,
             )
@@ -213,7 +215,7 @@ def _calibration(
         "models": live.digests == {role: source.card.digest for role, source in sources.items()},
         "catalogue": live.manifest.catalogue_digest == digest,
         "first-stage weights": live.manifest.weights == FirstStageWeights.of(index),
-        "use of token embeddings": (live.corpus.tokens is not None) == index.token_embeddings,
+        "use of token embeddings": live.manifest.token_embeddings == index.token_embeddings,
     }
     if all(same.values()):
         return {CALIBRATION_FILE: (live.calibration.model_dump_json(indent=2) + "\n").encode()}
@@ -236,7 +238,7 @@ def _is_current(
         and (collection.alias if collection else None) == (index.alias if index.kind == "milvus" else None)
         and live.manifest.catalogue_digest == digest
         and live.manifest.weights == FirstStageWeights.of(index)
-        and (live.corpus.tokens is not None) == index.token_embeddings
+        and live.manifest.token_embeddings == index.token_embeddings
         and live.digests == models
         # The digest covers the tokenizer of the weights; this asks for the bytes that were served with them.
         and all(

@@ -137,7 +137,7 @@ def _show_built(built: Built, root: Path, *, as_json: bool) -> None:
             "collection": manifest.collection.model_dump() if manifest.collection else None,
             "lexical_weight": manifest.lexical_weight,
             "part_weight": manifest.part_weight,
-            "token_embeddings": manifest.late_interaction is not None,
+            "token_embeddings": manifest.token_embeddings,
             "digests": {role: entry.digest for role, entry in manifest.models.items()},
             "quality": built.quality.model_dump() if built.quality else None,
             "calibrated": built.calibrated,

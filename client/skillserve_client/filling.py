@@ -89,16 +89,16 @@ def fill(
 
 
 def read_tokens(
-    skills: SkillTable, reranker: RerankerTokens, source: Source, triton: Inference, *, held: Bundle | None
+    skills: SkillTable, reranker: RerankerTokens, source: Source, triton: Inference, *, limit: int, held: Bundle | None
 ) -> TokenEmbeddings:
-    """The token embeddings of all skills, those of unchanged ones from another bundle of the same model.
+    """The embeddings of the first `limit` tokens of all skills; of unchanged ones those that another bundle keeps.
 
     Raises ServerError, and BundleError if the server changed to another model.
     """
     dim, how = source.served.dim, source.served.interaction
     if dim is None or how is None:
         raise ValueError(f"{source.served.name} is no token embedder")
-    before = held.corpus.tokens if held is not None and _same_reading(held, source) else None
+    before = held.corpus.tokens if held is not None and _same_reading(held, source, limit) else None
     if before is not None and (before.dim, before.how) != (dim, how):
         before = None
     known = {} if held is None or before is None else held.corpus.skills.marks()
@@ -114,7 +114,7 @@ def read_tokens(
                 "them anew."
             )
     fresh = [row for row in range(len(skills)) if row not in found]
-    texts = {row: reranker.skill_alone(skills.rerank_ids(row)) for row in fresh}
+    texts = {row: reranker.skill_alone(skills.rerank_ids(row), limit) for row in fresh}
     fresh.sort(key=lambda row: -len(texts[row]))
     with progress("reading skills token by token", len(fresh)) as bar:
         # In parts, since in float32 those of all skills may not fit into memory.
@@ -126,10 +126,11 @@ def read_tokens(
     return TokenEmbeddings.joined((found[row] for row in range(len(skills))), dim, how)
 
 
-def _same_reading(held: Bundle, source: Source) -> bool:
-    """Whether a bundle's skills were read by this model; with another tokenizer it reads other tokens."""
+def _same_reading(held: Bundle, source: Source, limit: int) -> bool:
+    """Whether a bundle's skills were read so far, and by this model; with another tokenizer it reads other tokens."""
     files, tokenizer = held.manifest.files, hashlib.sha256(source.tokenizer_json).hexdigest()
     same_weights = held.digests.get("reranker") == source.card.digest
+    same_weights = same_weights and held.manifest.token_embeddings == limit
     return same_weights and files[RERANKER_TOKENIZER].sha256 == tokenizer
 
 

@@ -96,11 +96,13 @@ class LateInteraction(Record):
 
     window: int = Field(gt=0)
     scale: float = Field(gt=0, allow_inf_nan=False)
+    skill_tokens: int = Field(gt=0)
+    """Of each skill so many were read, at most."""
 
     @classmethod
-    def of(cls, how: Interaction) -> LateInteraction:
+    def of(cls, how: Interaction, skill_tokens: int) -> LateInteraction:
         """The same, to be written down."""
-        return cls(window=how.window, scale=how.scale)
+        return cls(window=how.window, scale=how.scale, skill_tokens=skill_tokens)
 
     @property
     def how(self) -> Interaction:
@@ -145,6 +147,11 @@ class Manifest(Record):
     catalogue_digest: Sha256
     models: dict[Role, ModelEntry]
     files: dict[str, FileEntry]
+
+    @property
+    def token_embeddings(self) -> int:
+        """As `IndexSettings.token_embeddings`."""
+        return 0 if self.late_interaction is None else self.late_interaction.skill_tokens
 
     @property
     def weights(self) -> FirstStageWeights:

@@ -78,7 +78,7 @@ def token_source(index: IndexSettings, sources: Mapping[Role, Source], triton: D
         if compares and reranker is not None and reranker.served.layout == "packed":
             talk(
                 "The reranker compares tokens, and reads all those of its candidates in every search. With "
-                "--token-embeddings the bundle keeps what it reads in skills, and reranking is many times faster."
+                "--token-embeddings 320 the bundle keeps what it reads in skills, and reranking is many times faster."
             )
         return None
     if reranker is None or not compares:

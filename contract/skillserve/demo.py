@@ -95,7 +95,7 @@ def demo(
         )
         bundles = ("--bundles", str(out / "bundles"), "--url", url)
         measured = ("--models", str(repository), "--queries", str(queries))
-        _skillserve("index", str(catalogue), *measured, "--token-embeddings", *bundles)
+        _skillserve("index", str(catalogue), *measured, "--token-embeddings", "320", *bundles)
         talk("\n[7/8] Learn from requests that no skill fits when to say so")
         none = data / "queries" / "test-none.jsonl"
         if none.is_file():

@@ -301,9 +301,10 @@ class RerankerTokens:
         """The request's side of its pairs, as a model reads it that reads sides apart (`skillserve.pairs`)."""
         return sides(self._texts.framed(query=query, skill=_NOTHING))[0]
 
-    def skill_alone(self, skill: Ids) -> Ids:
-        """The skill's side, which no request leaves less room for."""
-        return sides(self._texts.framed(query=_NOTHING, skill=skill))[1]
+    def skill_alone(self, skill: Ids, limit: int) -> Ids:
+        """The skill's side, cut to `limit` tokens for whichever request."""
+        side = self._texts.shortened("skill", skill, limit)
+        return sides(self._texts.framed(query=_NOTHING, skill=side))[1]
 
     def pair(self, query: Ids, skill: Ids) -> Ids:
         """One framed pair of at most max_tokens; only the skill is cut."""

@@ -222,9 +222,9 @@ def test_the_report_says_what_is_recommended_first_and_names_what_failed() -> No
     assert found.summary[-1] == "NOT VALID: point 3: 3 threads: server: no"
     assert len(found.charts) == 2
     json.dumps(found.figures, allow_nan=False)
-    kept = "Bundles keep the token embeddings of their skills."
+    kept = "Bundles keep up to 320 token embeddings a skill."
     assert kept not in found.method
-    assert kept in findings_of(replace(swept, token_embeddings=True)).method
+    assert kept in findings_of(replace(swept, token_embeddings=320)).method
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any]:

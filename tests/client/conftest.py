@@ -372,7 +372,7 @@ def late_world(world: IndexSettings) -> IndexSettings:
     card = build_card("reranker", frame=BERT_LATE_FRAME, score_kind="max_sim")
     for role in ("reranker", "token_embedder"):
         _write_model(world.models / MODEL_NAMES[role], card)
-    return world.model_copy(update={"token_embeddings": True})
+    return world.model_copy(update={"token_embeddings": 40})
 
 
 def _write_model(folder: Path, card: ModelCard) -> None:

@@ -57,13 +57,13 @@ def test_a_reranker_that_compares_no_tokens_is_refused_before_anything_is_inferr
     if reranker == "none":
         (world.models / "skill_reranker" / "card.json").unlink()
     with pytest.raises(ConfigError, match="max_sim") as caught:
-        build_bundle(catalogue, fake, index=world.model_copy(update={"token_embeddings": True}))
+        build_bundle(catalogue, fake, index=world.model_copy(update={"token_embeddings": 40}))
     assert ("without a reranker" if reranker == "none" else "score kind logit") in str(caught.value)
     assert not fake.calls
     assert not world.bundles.exists()
 
 
-@pytest.mark.parametrize("changes", [{"token_embeddings": True}, {"token_embeddings": False}])
+@pytest.mark.parametrize("changes", [{"token_embeddings": 40}, {"token_embeddings": 0}])
 def test_a_token_embedder_whose_reranker_was_removed_is_not_passed_over(
     changes: dict[str, Any], late_world: IndexSettings, catalogue: Path, late_fake: Any
 ) -> None:
@@ -196,14 +196,14 @@ def test_a_calibration_keeps_token_embeddings_and_goes_with_their_use(
     assert checked.bundle == live.version
     assert build_bundle(skills, late_fake, index=late_world).current
 
-    off = late_world.model_copy(update={"token_embeddings": False})
+    off = late_world.model_copy(update={"token_embeddings": 0})
     capsys.readouterr()
     plain = build_bundle(skills, late_fake, index=off)
     told = capsys.readouterr().err
     assert (plain.current, plain.calibrated, plain.manifest.late_interaction) == (False, False, None)
     assert FILE not in plain.manifest.files
     assert "dropped, for the use of token embeddings changed" in told
-    assert "With --token-embeddings the bundle keeps what it reads" in " ".join(told.split())
+    assert "With --token-embeddings 320 the bundle keeps what it reads" in " ".join(told.split())
     again = build_bundle(skills, late_fake, index=late_world)
     assert not again.current
     assert FILE in again.manifest.files

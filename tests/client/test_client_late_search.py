@@ -52,7 +52,7 @@ def search(request: pytest.FixtureRequest, late_bundle: Bundle, late_fake: Any) 
 
 def without_tokens(world: IndexSettings, catalogue: Path, fake: Any) -> Bundle:
     """A bundle of the same reranker, which is asked about pairs."""
-    plain = world.model_copy(update={"token_embeddings": False, "bundles": world.bundles.parent / "plain"})
+    plain = world.model_copy(update={"token_embeddings": 0, "bundles": world.bundles.parent / "plain"})
     build_bundle(catalogue, fake, index=plain)
     return open_bundle(plain.bundles)
 
@@ -81,7 +81,7 @@ def test_scores_and_order_are_those_of_pairs_and_the_server_reads_the_request_al
 def test_both_ways_are_measured_alike(
     late_world: IndexSettings, catalogue: Path, late_fake: Any, judged_file: Path
 ) -> None:
-    plain = late_world.model_copy(update={"token_embeddings": False, "bundles": late_world.bundles.parent / "plain"})
+    plain = late_world.model_copy(update={"token_embeddings": 0, "bundles": late_world.bundles.parent / "plain"})
     by_pairs = build_bundle(catalogue, late_fake, index=plain, queries=judged_file, search=DEEP).quality
     late_fake.calls.clear()
     by_tokens = build_bundle(catalogue, late_fake, index=late_world, queries=judged_file, search=DEEP).quality
@@ -185,11 +185,11 @@ def test_commands_build_and_search_through_sockets(
     index = ["index", str(catalogue), "--models", str(late_world.models), *where, "--json"]
     assert main(index) == 0
     plain = capsys.readouterr()
-    assert json.loads(plain.out)["token_embeddings"] is False
-    assert "--token-embeddings the bundle keeps" in " ".join(plain.err.split())
-    assert main([*index, "--token-embeddings"]) == 0
+    assert json.loads(plain.out)["token_embeddings"] == 0
+    assert "--token-embeddings 320 the bundle keeps" in " ".join(plain.err.split())
+    assert main([*index, "--token-embeddings", "40"]) == 0
     kept = capsys.readouterr()
-    assert (json.loads(kept.out)["token_embeddings"], json.loads(kept.out)["status"]) == (True, "published")
+    assert (json.loads(kept.out)["token_embeddings"], json.loads(kept.out)["status"]) == (40, "published")
     assert "--token-embeddings" not in kept.err
     late_wire_server.requests.clear()
     late_wire_server.asked.clear()

@@ -128,16 +128,22 @@ def test_texts_alone_are_the_two_sides_of_a_pair_that_nothing_cuts(
     request, [skill] = tokens.query(query).ids, tokens.skills([Skill(id="1", name="a", body=body)])
     pair = tokens.pair(request, skill)
     assert len(pair) == len(request) + len(skill) + 4
-    alone = tokens.request_alone(request), tokens.skill_alone(skill)
+    alone = tokens.request_alone(request), tokens.skill_alone(skill, tokens.room)
     for found, side, text in zip(alone, sides(pair), (request, skill), strict=True):
         assert found.tolist() == side.tolist() == [OPENING, *text, SEPARATOR]
         assert (found == OPENING).sum() == 1
 
 
+def test_a_skill_alone_is_read_as_far_as_its_limit(tokens: RerankerTokens) -> None:
+    [skill] = tokens.skills([Skill(id="1", name="a", body="plan " * 99)])
+    for limit in (1, 7, len(skill), len(skill) + 5):
+        assert tokens.skill_alone(skill, limit).tolist() == [OPENING, *skill[:limit].tolist(), SEPARATOR]
+
+
 def test_a_skill_alone_is_read_further_than_beside_a_request(tokens: RerankerTokens) -> None:
     request, [skill] = tokens.query("find the log").ids, tokens.skills([Skill(id="1", name="a", body="plan " * 99)])
     _, beside = sides(tokens.pair(request, skill))
-    alone = tokens.skill_alone(skill)
+    alone = tokens.skill_alone(skill, tokens.room)
     assert len(alone) == tokens.room + 2 == len(beside) + len(request)
     assert alone[: len(beside) - 1].tolist() == beside[:-1].tolist()
 

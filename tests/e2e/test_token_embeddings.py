@@ -81,7 +81,7 @@ def bundles(three: Any, in_process: Run, tmp_path_factory: pytest.TempPathFactor
     (folder / "skills.jsonl").write_text("".join(json.dumps(skill) + "\n" for skill in skills))
     found = {"kept": folder / "kept", "pairs": folder / "pairs"}
     for name, bundle in found.items():
-        kept = ["--token-embeddings"] if name == "kept" else []
+        kept = ["--token-embeddings", "60"] if name == "kept" else []
         where = ("--models", str(three.repository), "--bundles", str(bundle), "--url", three.url)
         in_process("index", str(folder / "skills.jsonl"), *where, *kept)
     return found

@@ -31,8 +31,8 @@ class Swept:
     bench: BenchSettings
     data: str
     """What was searched, in a sentence."""
-    token_embeddings: bool = False
-    """Whether bundles kept those of their skills."""
+    token_embeddings: int = 0
+    """Of each skill bundles kept so many."""
     interrupted: bool = False
 
     @property
@@ -71,7 +71,7 @@ def method_of(swept: Swept) -> list[str]:
         + ". A depth beyond the candidates is left out.",
         *(f"{subject.name}: {subject.about}." for subject in subjects.values()),
         swept.data,
-        *(["Bundles keep the token embeddings of their skills."] if swept.token_embeddings else []),
+        *([f"Bundles keep up to {swept.token_embeddings} token embeddings a skill."] if swept.token_embeddings else []),
         (
             f"{times(sweep.rounds, 'round')}: each starts every server anew, alone, and measures all points on it; "
             "every other round goes backwards."

@@ -127,10 +127,12 @@ class IndexSettings(Section):
         allow_inf_nan=False,
         description="weight of a long request's parts in the first stage, such as 1; each part is embedded, too",
     )
-    token_embeddings: bool = Field(
-        default=False,
-        description="keep what the reranker reads in every skill, so that searches read their request alone; for one "
-        "of score kind max_sim. About 190 kB for a skill of 500 tokens, in the bundle and in the memory of searchers",
+    token_embeddings: int = Field(
+        0,
+        ge=0,
+        description="how many tokens of each skill have their embeddings kept, so that searches read their request "
+        "alone, 0 for none; 320 is what pairs leave a skill beside most requests. For a reranker of score kind "
+        "max_sim; takes so many times its dimension a skill, 123 kB, in the bundle and in the memory of searchers",
     )
 
 

@@ -38,7 +38,7 @@ def test_they_are_what_the_server_reads_in_each_skill_alone(
     assert not asked_of(late_fake, "reranker")
     asked = {tuple(ids.tolist()) for ids in asked_of(late_fake, "token_embedder")}
     for row in range(len(corpus.skills)):
-        alone = [2, *corpus.skills.rerank_ids(row).tolist(), 3]
+        alone = [2, *corpus.skills.rerank_ids(row)[: late_world.token_embeddings].tolist(), 3]
         assert tuple(alone) in asked
         read = computed("token_embedder", [np.array(alone, np.int32)])
         lengths = np.linalg.norm(read, axis=1)
@@ -207,3 +207,17 @@ def test_a_calibration_keeps_token_embeddings_and_goes_with_their_use(
     again = build_bundle(skills, late_fake, index=late_world)
     assert not again.current
     assert FILE in again.manifest.files
+
+
+def test_another_number_of_tokens_reads_all_skills_again(
+    late_world: IndexSettings, catalogue: Path, late_fake: Any
+) -> None:
+    build_bundle(catalogue, late_fake, index=late_world)
+    late_fake.calls.clear()
+    fewer = build_bundle(catalogue, late_fake, index=late_world.model_copy(update={"token_embeddings": 3}))
+    assert not fewer.current
+    assert fewer.manifest.token_embeddings == 3
+    assert {len(ids) for ids in asked_of(late_fake, "token_embedder")} <= {3, 4, 5}
+    tokens = open_bundle(late_world.bundles).corpus.tokens
+    assert tokens is not None
+    assert len(asked_of(late_fake, "token_embedder")) == len(tokens)

@@ -53,6 +53,10 @@ NUM_QUALITY_QUERIES = 36
 """Test requests on which the demo measures whether reranking helps: every sixth one, for the sake of time."""
 
 
+_SKILL_TOKENS = "190"
+"""About what a pair of the sample's reranker, 256 tokens, leaves a skill beside its requests."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Step:
     """One command, what it reads and what it writes."""
@@ -95,7 +99,7 @@ def demo(
         )
         bundles = ("--bundles", str(out / "bundles"), "--url", url)
         measured = ("--models", str(repository), "--queries", str(queries))
-        _skillserve("index", str(catalogue), *measured, "--token-embeddings", "320", *bundles)
+        _skillserve("index", str(catalogue), *measured, "--token-embeddings", _SKILL_TOKENS, *bundles)
         talk("\n[7/8] Learn from requests that no skill fits when to say so")
         none = data / "queries" / "test-none.jsonl"
         if none.is_file():

@@ -131,7 +131,7 @@ class IndexSettings(Section):
         0,
         ge=0,
         description="how many tokens of each skill have their embeddings kept, so that searches read their request "
-        "alone, 0 for none; 320 is what pairs leave a skill beside most requests. For a reranker of score kind "
+        "alone, 0 for none; 320 is what pairs of 512 leave a skill beside most requests. For a reranker of score kind "
         "max_sim; takes so many times its dimension a skill, 123 kB, in the bundle and in the memory of searchers",
     )
 

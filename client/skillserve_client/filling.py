@@ -128,10 +128,11 @@ def read_tokens(
 
 def _same_reading(held: Bundle, source: Source, limit: int) -> bool:
     """Whether a bundle's skills were read so far, and by this model; with another tokenizer it reads other tokens."""
-    files, tokenizer = held.manifest.files, hashlib.sha256(source.tokenizer_json).hexdigest()
-    same_weights = held.digests.get("reranker") == source.card.digest
-    same_weights = same_weights and held.manifest.token_embeddings == limit
-    return same_weights and files[RERANKER_TOKENIZER].sha256 == tokenizer
+    return (
+        held.manifest.token_embeddings == limit
+        and held.digests["reranker"] == source.card.digest
+        and held.manifest.files[RERANKER_TOKENIZER].sha256 == hashlib.sha256(source.tokenizer_json).hexdigest()
+    )
 
 
 def tokenised(tokenise: Callable[[Sequence[Skill]], list[Ids]], skills: Sequence[Skill], title: str) -> list[Ids]:

@@ -183,10 +183,7 @@ class PairsJob:
         return found, unscored
 
     def _side(self, text: str) -> Ids:
-        reranker = self.bundle.corpus.reranker
-        if reranker is None:
-            raise ValueError("this bundle has no reranker")
-        return reranker.query(text).ids
+        return self.bundle.corpus.require_reranker().query(text).ids
 
     def _first_stage(self, prepared: Prepared, embedded: Inferred) -> tuple[Any, Any]:
         """Similarity and first-stage score of every sound pair, `[n]` each; one request's pairs at a time."""

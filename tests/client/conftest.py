@@ -6,6 +6,7 @@ the client's whole path through sockets and status codes is travelled.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import string
 import threading
@@ -125,6 +126,22 @@ def compute(role: Role, sequences: Sequence[Ids], score: Callable[[Ids], np.floa
     return np.stack([embed_one(s) if role == "embedder" else score(s) for s in sequences]).astype(np.float32)
 
 
+class AwaitedFake:
+    """The same, to be awaited."""
+
+    def __init__(self, fake: FakeTriton) -> None:
+        self._fake = fake
+
+    async def served(self, role: Role) -> ServedModel:
+        """Describe a model."""
+        return self._fake.served(role)
+
+    async def infer(self, role: Role, sequences: Sequence[Ids], **named: Any) -> Floats:
+        """Let others go first, then compute."""
+        await asyncio.sleep(0)
+        return self._fake.infer(role, sequences, **named)
+
+
 class FakeTriton:
     """`skillserve_client.Inference`, in-process; `failures` and `delays_s` make it misbehave."""
 
@@ -137,6 +154,10 @@ class FakeTriton:
         self.interaction = INTERACTION
         self.token_dim = TOKEN_DIM
         self.calls: list[tuple[Role, list[Ids], float | None]] = []
+
+    def awaited(self) -> AwaitedFake:
+        """For asyncio."""
+        return AwaitedFake(self)
 
     def served(self, role: Role) -> ServedModel:
         """Describe the tiny model of a role."""

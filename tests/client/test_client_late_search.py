@@ -26,26 +26,12 @@ WORST_SCORE = 0.1
 DEEP = SearchSettings(rerank_depth=5, top_k=5)
 
 
-class _Awaitable:
-    """The fake, to be awaited."""
-
-    def __init__(self, fake: Any) -> None:
-        self._fake = fake
-
-    async def served(self, role: Any) -> Any:
-        return self._fake.served(role)
-
-    async def infer(self, role: Any, sequences: Any, **named: Any) -> Any:
-        await asyncio.sleep(0)
-        return self._fake.infer(role, sequences, **named)
-
-
 @pytest.fixture(params=["blocking", "asyncio"])
 def search(request: pytest.FixtureRequest, late_bundle: Bundle, late_fake: Any) -> Callable[..., Answer]:
     def run(query: str, **named: Any) -> Answer:
         if request.param == "blocking":
             return Searcher(late_bundle, late_fake, DEEP).search(query, **named)
-        return asyncio.run(AsyncSearcher(late_bundle, _Awaitable(late_fake), DEEP).search(query, **named))
+        return asyncio.run(AsyncSearcher(late_bundle, late_fake.awaited(), DEEP).search(query, **named))
 
     return run
 
@@ -129,7 +115,7 @@ def test_another_token_embedder_than_the_bundles_is_refused_at_connect(
     with pytest.raises(kind):
         Searcher(late_bundle, late_fake)
     with pytest.raises(kind):
-        asyncio.run(AsyncSearcher(late_bundle, _Awaitable(late_fake)).check())
+        asyncio.run(AsyncSearcher(late_bundle, late_fake.awaited()).check())
     assert not late_fake.calls
     Searcher(late_bundle, late_fake, SearchSettings(rerank_depth=0))  # which asks the embedder alone
 
@@ -145,7 +131,7 @@ def test_the_loop_serves_others_while_scores_are_computed(
         return compute(self, *arguments)
 
     async def run() -> Answer:
-        searching = asyncio.create_task(AsyncSearcher(late_bundle, _Awaitable(late_fake), DEEP).search("merge pdf"))
+        searching = asyncio.create_task(AsyncSearcher(late_bundle, late_fake.awaited(), DEEP).search("merge pdf"))
         assert await asyncio.to_thread(begun.wait, 30)
         others_were_served.set()
         return await searching
@@ -159,7 +145,7 @@ def test_a_deadline_begins_with_the_call_and_not_when_a_thread_is_free(late_bund
     free = threading.Event()
 
     async def run() -> None:
-        searcher = AsyncSearcher(late_bundle, _Awaitable(late_fake), DEEP)
+        searcher = AsyncSearcher(late_bundle, late_fake.awaited(), DEEP)
         searcher._threads = ThreadPoolExecutor(1)
         searcher._threads.submit(free.wait, 30)
         searching = asyncio.create_task(searcher.search("merge pdf", deadline_ms=1))

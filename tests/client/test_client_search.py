@@ -30,21 +30,6 @@ from skillserve_client import AsyncSearcher, Searcher, build_bundle, open_bundle
 from skillserve_client.manifest import Quality
 from skillserve_client.plan import order_reranked, plan_search, proceed
 
-
-class _Awaitable:
-    """The fake, to be awaited."""
-
-    def __init__(self, fake: Any) -> None:
-        self._fake = fake
-
-    async def served(self, role: Any) -> Any:
-        return self._fake.served(role)
-
-    async def infer(self, role: Any, sequences: Any, **named: Any) -> Any:
-        await asyncio.sleep(0)
-        return self._fake.infer(role, sequences, **named)
-
-
 Search = Callable[..., Answer]
 
 
@@ -56,7 +41,7 @@ def search(request: pytest.FixtureRequest, bundles: Path, fake: Any) -> Search:
         bundle = open_bundle(bundles)
         if request.param == "blocking":
             return Searcher(bundle, fake, settings).search(query, **named)
-        return asyncio.run(AsyncSearcher(bundle, _Awaitable(fake), settings).search(query, **named))
+        return asyncio.run(AsyncSearcher(bundle, fake.awaited(), settings).search(query, **named))
 
     return run
 
@@ -258,7 +243,7 @@ def test_threads_and_tasks_share_a_searcher(bundles: Path, fake: Any) -> None:
         assert [ids(answer) for answer in pool.map(searcher.search, queries)] == alone
 
     async def together() -> list[Answer]:
-        asynchronous = AsyncSearcher(open_bundle(bundles), _Awaitable(fake))
+        asynchronous = AsyncSearcher(open_bundle(bundles), fake.awaited())
         return await asyncio.gather(*(asynchronous.search(query) for query in queries))
 
     assert [ids(answer) for answer in asyncio.run(together())] == alone

@@ -38,7 +38,7 @@ def beside_summary(beside: Beside, results: Sequence[Results], settings: BenchSe
         if longer is not None:
             parts.append(f"a lone search takes {longer.text()} times ours at the median")
         if rate is not None:
-            parts.append(f"ours carries {rate:.2f} times its rate within {settings.bound_ms:g} ms")
+            parts.append(f"ours carries {rate:.2f} times its rate, p99 within {settings.bound}")
         if each.name in beside.rankings and ours.name in beside.rankings:
             parts.append(f"NDCG@{DEPTH} {_points(beside, each.name)}, ours {_points(beside, ours.name)}")
         if parts:
@@ -58,7 +58,7 @@ def beside_tables(beside: Beside, results: Sequence[Results], settings: BenchSet
                 "",
                 "lone request, p50, ms",
                 "times ours",
-                f"requests/s with p99 within {settings.bound_ms:g} ms",
+                f"requests/s with p99 within {settings.bound}",
                 "ours carries",
                 "saturation, requests/s",
                 f"NDCG@{DEPTH}",
@@ -68,7 +68,7 @@ def beside_tables(beside: Beside, results: Sequence[Results], settings: BenchSet
                     each.name,
                     _median(by_name[each.name]),
                     "1" if each.name == ours else _text(_longer(by_name, each.name, ours, settings)),
-                    _rate(by_name[each.name]),
+                    _rate(by_name[each.name], settings),
                     "" if each.name == ours else _times(_more(by_name, each.name, ours)),
                     _number(by_name[each.name].saturation_per_s),
                     _points(beside, each.name),
@@ -182,9 +182,11 @@ def _memory(results: Results) -> str:
     return f"{max(known):.0f}" if known else "?"
 
 
-def _rate(results: Results) -> str:
+def _rate(results: Results, settings: BenchSettings) -> str:
+    """With its bound where each contender has its own."""
     if results.server_rate is not None:
-        return f"{results.server_rate:.4g}"
+        own = "" if settings.bound_factor is None else f" ({results.bound_ms:.4g} ms)"
+        return f"{results.server_rate:.4g}{own}"
     return "none that was tried" if results.probes else "?"
 
 

@@ -44,34 +44,34 @@ def _of_contender(results: Results, settings: BenchSettings) -> list[Chart]:
         charts.append(Chart(title=f"{name}: latency, by share of answers", svg=draw_cdfs(steady)))
     tried = [*results.probes, *(each for each in answered if each.scenario == "server")]
     points = [
-        (each.offered_per_s, each.latency_ms(0.5), each.latency_ms(0.99), keeps_bound(each, settings))
+        (each.offered_per_s, each.latency_ms(0.5), each.latency_ms(0.99), keeps_bound(each, results.bound_ms))
         for each in tried
         if each.num_answered and each.offered_per_s
     ]
     if points:
-        svg = draw_rates(points, bound_ms=settings.bound_ms)
+        svg = draw_rates(points, bound_ms=results.bound_ms)
         charts.append(Chart(title=f"{name}: latency against rate", svg=svg))
     rates = {each.scenario: each.per_s for each in answered if each.scenario in _CLOSED and each.per_window}
     base = next((base for base in (_SATURATION, _SINGLE) if base in rates and rates[base].value), None)
     if base:
         charts.append(Chart(title=f"{name}: throughput, ratios to {base}", svg=draw_bars(rates, base=base)))
     charts += [
-        Chart(title=f"{name}: {each.scenario} in time", svg=_timeline(each, settings))
+        Chart(title=f"{name}: {each.scenario} in time", svg=_timeline(each, settings, results.bound_ms))
         for each in answered
         if "overload" in each.scenario
     ]
     return charts
 
 
-def _timeline(found: Measurement, settings: BenchSettings) -> str:
+def _timeline(found: Measurement, settings: BenchSettings, bound_ms: float) -> str:
     seconds = LENGTHS[settings.length].overload_s
     points = [
         (
             (window.number + 0.5) * found.window_s,
             window.latencies.quantile_us(0.99) / 1e3,
-            within([window], settings.bound_ms) / window.num_scheduled,
+            within([window], bound_ms) / window.num_scheduled,
         )
         for window in found.windows
         if window.num_scheduled
     ]
-    return draw_timeline(points, overloaded_s=(seconds, 2 * seconds), bound_ms=settings.bound_ms)
+    return draw_timeline(points, overloaded_s=(seconds, 2 * seconds), bound_ms=bound_ms)

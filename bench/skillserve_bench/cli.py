@@ -143,7 +143,16 @@ def overhead(
 @with_settings(
     *(
         f"bench.{name}"
-        for name in ("length", "levels", "scenarios", "bound_ms", "arrivals", "num_clients", "num_workers")
+        for name in (
+            "length",
+            "levels",
+            "scenarios",
+            "bound_ms",
+            "bound_factor",
+            "arrivals",
+            "num_clients",
+            "num_workers",
+        )
     ),
     "bench.seed",
     "bench.peers_folder",

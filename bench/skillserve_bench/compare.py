@@ -114,7 +114,7 @@ def compare_reports(new: Mapping[str, Any], old: Mapping[str, Any], *, share: fl
             ratios.append(_judged(level, name, "requests/s", ratio, share, more_is_worse=False))
     for level in new["figures"]["levels"].keys() & old["figures"]["levels"].keys():
         found = [report["figures"]["levels"][level]["server_rate_per_s"] for report in (new, old)]
-        if all(found) and new["figures"]["bound_ms"] == old["figures"]["bound_ms"]:
+        if all(found) and _bound(new) == _bound(old):
             # Known to the width of a bracket; an interval would claim more.
             ratio = Estimate(found[0] / found[1])
             ratios.append(_judged(level, "server", "highest rate", ratio, share, more_is_worse=False))
@@ -126,6 +126,12 @@ def compare_reports(new: Mapping[str, Any], old: Mapping[str, Any], *, share: fl
             fix="Measure both with the same --levels and --scenarios.",
         )
     return Comparison(ratios=tuple(ratios), remarks=tuple(remarks))
+
+
+def _bound(report: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """What `server` was bound by: milliseconds, or a multiple of lone requests (reports before it have none)."""
+    factor = report["figures"].get("bound_factor")
+    return (report["figures"]["bound_ms"], None) if factor is None else (None, factor)
 
 
 def _common(new: Mapping[str, Any], old: Mapping[str, Any], remarks: list[str]) -> list[tuple[str, str, Any, Any]]:
@@ -166,7 +172,7 @@ def _circumstances(new: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
         for name in _CIRCUMSTANCES
         if sides[0].get(name) != sides[1].get(name)
     ]
-    for name in ("length", "seed", "bound_ms"):
+    for name in ("length", "seed", "bound_ms", "bound_factor"):
         values = [report["figures"].get(name) for report in (new, old)]
         if values[0] != values[1]:
             remarks.append(f"{name} differs: {values[0]} and {values[1]}")

@@ -64,7 +64,7 @@ def findings_of(material: Material) -> Findings:
             *(["PARTIAL: interrupted; what was measured until then stands."] if material.interrupted else []),
             *(f"NOT VALID: {objection}" for objection in objections),
             *(beside_summary(material.beside, material.results, material.settings) if material.beside else []),
-            *(line for results in material.results for line in _outcome(results, material.settings)),
+            *(line for results in material.results for line in _outcome(results)),
             *([_index_line(material.index)] if material.index else []),
         ],
         tables=[table for table in _tables(material) if table.rows],
@@ -75,7 +75,7 @@ def findings_of(material: Material) -> Findings:
     )
 
 
-def _outcome(results: Results, settings: BenchSettings) -> list[str]:
+def _outcome(results: Results) -> list[str]:
     by_name = {each.scenario: each for each in results.measurements}
     lines = []
     if (single := by_name.get("single")) and single.num_answered:
@@ -86,10 +86,10 @@ def _outcome(results: Results, settings: BenchSettings) -> list[str]:
     if results.server_rate is not None:
         lines.append(
             f"{results.contender}: {results.server_rate:.4g} requests a second keep p99 within "
-            f"{settings.bound_ms:g} ms."
+            f"{results.bound_ms:.4g} ms."
         )
     elif results.probes:
-        lines.append(f"{results.contender}: no rate that was tried kept p99 within {settings.bound_ms:g} ms.")
+        lines.append(f"{results.contender}: no rate that was tried kept p99 within {results.bound_ms:.4g} ms.")
     lines += [
         f"{results.contender}: offered {each.factor:g} times its saturation rate it gives {each.goodput_per_s:.4g} "
         f"useful answers a second, sheds {each.shed_share:.0%}, and "
@@ -225,7 +225,7 @@ def _method(material: Material) -> list[str]:
         ),
         (
             f"server: the highest rate of {settings.arrivals} arrivals at which {WANTED_SHARE:.0%} of the scheduled "
-            f"requests are answered within {settings.bound_ms:g} ms; failures count as late. Bisection from 0.7 of "
+            f"requests are answered within {settings.bound}; failures count as late. Bisection from 0.7 of "
             f"saturation, probes of {length.probe_s:g} s, until the bracket is within {length.rate_tolerance:.0%} or "
             f"after {length.most_probes} probes; then confirmed by a run of {length.run_s:g} s with another seed, up "
             f"to {MOST_CONFIRMATIONS} times, each time {length.rate_tolerance:.0%} lower."
@@ -250,6 +250,7 @@ def _figures(material: Material) -> dict[str, Any]:
         "length": material.settings.length,
         "seed": material.settings.seed,
         "bound_ms": material.settings.bound_ms,
+        "bound_factor": material.settings.bound_factor,
         "objections": material.objections,
         "interrupted": material.interrupted,
         "index": None if material.index is None else asdict(material.index),
@@ -259,23 +260,24 @@ def _figures(material: Material) -> dict[str, Any]:
         "levels": {
             results.contender: {
                 "problem": results.problem,
+                "bound_ms": results.bound_ms,
                 "saturation_per_s": results.saturation_per_s,
                 "server_rate_per_s": results.server_rate,
                 "bracket": None if results.bracket is None else asdict(results.bracket),
                 "overloads": [asdict(each) for each in results.overloads],
                 "measurements": {each.scenario: each.to_dict() for each in results.measurements},
-                "probes": [_probe(each, material.settings) for each in results.probes],
+                "probes": [_probe(each, results.bound_ms) for each in results.probes],
             }
             for results in material.results
         },
     }
 
 
-def _probe(found: Measurement, settings: BenchSettings) -> dict[str, Any]:
+def _probe(found: Measurement, bound_ms: float) -> dict[str, Any]:
     """A probe, without its windows."""
     whole = found.to_dict()
     del whole["windows"]
-    return {**whole, "share_within_bound": found.share_within(settings.bound_ms)}
+    return {**whole, "share_within_bound": found.share_within(bound_ms)}
 
 
 def _name(found: Measurement) -> str:

@@ -83,8 +83,16 @@ def entrant(name: str, reranker: str, threads: int | None) -> Entrant:
 def material() -> Material:
     """Ours, a peer at three times the latency and a quarter of the rate, and one that could not be installed."""
     results = [
-        Results(contender="search", measurements=[single("search", 10.0)], saturation_per_s=90.0, server_rate=80.0),
-        Results(contender="st", measurements=[single("st", 30.0)], saturation_per_s=25.0, server_rate=20.0),
+        Results(
+            contender="search",
+            bound_ms=250.0,
+            measurements=[single("search", 10.0)],
+            saturation_per_s=90.0,
+            server_rate=80.0,
+        ),
+        Results(
+            contender="st", bound_ms=250.0, measurements=[single("st", 30.0)], saturation_per_s=25.0, server_rate=20.0
+        ),
     ]
     field = Field(
         entrants=[entrant("search", "late (late-bert, aa)", None), entrant("st", "cross (bert, bb)", 2)],
@@ -115,7 +123,8 @@ def test_peers_stand_beside_us_with_ratios_and_quality_in_every_form(material: M
     assert peer["quality"] == {"ndcg": 0.75, "num_requests": 20, "num_answered": 19}
     summary = beside_summary(beside, material.results, SETTINGS)
     assert (
-        "ours carries 4.00 times its rate within 250 ms; NDCG@10 75.00 (1 without an answer), ours 80.00" in summary[0]
+        "ours carries 4.00 times its rate, p99 within 250 ms; NDCG@10 75.00 (1 without an answer), ours 80.00"
+        in summary[0]
     )
     report = Report(findings=findings_of(material), environment=observe(), command="skillserve bench latency")
     assert report.findings.figures["peers"] == figures
@@ -123,6 +132,18 @@ def test_peers_stand_beside_us_with_ratios_and_quality_in_every_form(material: M
         assert "4.00 times its rate" in text
         assert "No matching distribution found for infinity-emb" in text
     assert any("rerank with different models: cross (bert, bb), late" in line for line in beside_method(beside))
+
+
+def test_bounds_of_their_own_stand_beside_the_rates(material: Material) -> None:
+    beside = material.beside
+    assert beside is not None
+    own = SETTINGS.model_copy(update={"bound_factor": 10.0})
+    material.results[0].bound_ms, material.results[1].bound_ms = 100.2, 300.4
+    table = beside_tables(beside, material.results, own)[0]
+    assert "requests/s with p99 within 10 times its lone median" in table.columns
+    assert [row[3] for row in table.rows] == ["80 (100.2 ms)", "20 (300.4 ms)"]
+    assert "p99 within 10 times its lone median" in beside_summary(beside, material.results, own)[0]
+    assert "search: 80 requests a second keep p99 within 100.2 ms." in findings_of(material).summary
 
 
 def test_what_was_not_measured_has_no_figure(material: Material) -> None:

@@ -88,7 +88,9 @@ def measurement(scenario: str, median_ms: float = 10.0, *, seed: int = 1, rate: 
 
 def material(median_ms: float = 10.0, *, seed: int = 1) -> Material:
     """Everything that a report may show."""
-    results = Results(contender="embedder", saturation_per_s=120.0, server_rate=80.0, bracket=Bracket(80.0, 84.0, 6))
+    results = Results(
+        contender="embedder", bound_ms=100.0, saturation_per_s=120.0, server_rate=80.0, bracket=Bracket(80.0, 84.0, 6)
+    )
     names = ("single", "multi", "offline", "saturation")
     results.measurements += [measurement(name, median_ms, seed=seed + i) for i, name in enumerate(names)]
     results.measurements.append(measurement("server", median_ms, rate=80.0))
@@ -213,6 +215,23 @@ def test_other_accidents_of_the_same_latencies_are_no_regression(
     code, found = compared(capsys, old, new)
     assert (code, found["passed"]) == (0, True)
     assert {each["scenario"] for each in found["ratios"]} == {"single", "multi", "offline", "saturation", "server"}
+
+
+@pytest.mark.parametrize(("factors", "judged"), [((None, None), True), ((10.0, 10.0), True), ((10.0, None), False)])
+def test_rates_are_compared_where_they_kept_the_same_bound(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    factors: tuple[float | None, float | None],
+    judged: bool,
+) -> None:
+    old, new = (
+        written(tmp_path, f"{i}.json", replace(material(), settings=BenchSettings(bound_factor=factor)))
+        for i, factor in enumerate(factors)
+    )
+    found = compared(capsys, old, new)[1]
+    assert ("highest rate" in {each["figure"] for each in found["ratios"]}) == judged
+    assert any("bound_factor differs" in remark for remark in found["remarks"]) != judged
 
 
 def test_invalid_runs_are_named_and_not_judged_and_strange_files_refused(

@@ -140,6 +140,17 @@ def test_a_bound_that_no_rate_could_keep_ends_the_search_for_one() -> None:
     assert results.bracket.num_probes < 6
 
 
+def test_a_bound_may_be_a_multiple_of_what_lone_requests_take() -> None:
+    contender = Contender(name="slow", target=Slow(EACH_S), supply=Numbered())
+    settings = BenchSettings(bound_ms=1e3 * EACH_S / 2, bound_factor=10, num_clients=1)  # `bound_ms` could not be kept
+    with Generator(num_workers=1) as generator:
+        results = Stand(generator, contender, settings, length=SMOKE).run(["server"])
+    lone = next(each for each in results.measurements if each.scenario == "single")
+    assert results.bound_ms == pytest.approx(10 * lone.latency_ms(0.5).value)
+    assert results.bound_ms > 10 * 1e3 * EACH_S * 0.99
+    assert results.server_rate is not None
+
+
 def test_what_answers_nothing_ends_at_the_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "_LONG_PILOT_S", 0.2)
     contender = Contender(name="silent", target=Refusing(), supply=Numbered())

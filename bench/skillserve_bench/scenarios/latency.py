@@ -58,6 +58,8 @@ class Results:
     """What was measured on one contender; grows, so that a run that is ended keeps what it has."""
 
     contender: str
+    bound_ms: float
+    """Bound on p99 in `server`, and on what is useful in `overload`."""
     measurements: list[Measurement] = field(default_factory=list)
     bracket: Bracket | None = None
     server_rate: float | None = None
@@ -70,9 +72,9 @@ class Results:
     """Why not everything was measured."""
 
 
-def keeps_bound(found: Measurement, settings: BenchSettings) -> bool:
+def keeps_bound(found: Measurement, bound_ms: float) -> bool:
     """Whether a run kept the bound of the scenario `server`."""
-    return not found.objections and found.share_within(settings.bound_ms) >= WANTED_SHARE
+    return not found.objections and found.share_within(bound_ms) >= WANTED_SHARE
 
 
 class _Ended(Exception):
@@ -88,7 +90,7 @@ class Stand:
         self._generator, self._contender, self._settings = generator, contender, settings
         self._length: Length = length or LENGTHS[settings.length]
         self._seeds = itertools.count(settings.seed)  # one for each schedule
-        self.results = Results(contender=contender.name)
+        self.results = Results(contender=contender.name, bound_ms=settings.bound_ms)
 
     def run(self, scenarios: Sequence[Scenario]) -> Results:
         """Carry the scenarios out, in their order. An error or Ctrl-C ends them; the results say why, and stand."""
@@ -110,7 +112,14 @@ class Stand:
         return self.results
 
     def _single(self) -> None:
-        self._closed("single", num_clients=1)
+        """Lone requests; where the bound is a multiple of their median, it is known from here on."""
+        found = self._closed("single", num_clients=1)
+        factor = self._settings.bound_factor
+        if factor is None:
+            return
+        if not found.num_answered:
+            raise _Ended("single: no answer to find a bound from")
+        self.results.bound_ms = factor * found.latency_ms(0.5).value
 
     def _multi(self) -> None:
         if self._contender.multi > 1:
@@ -121,6 +130,7 @@ class Stand:
 
     def _server(self) -> None:
         """Bisect, then confirm what was found with a longer run."""
+        self._require_bound()
         start = self._saturation() * _START
         self.results.bracket = bracket = search_rate(
             self._probe, start=start, tolerance=self._length.rate_tolerance, most_probes=self._length.most_probes
@@ -128,7 +138,7 @@ class Stand:
         rate = bracket.passed
         for _ in range(MOST_CONFIRMATIONS if rate is not None else 0):
             confirmed = self._open("server", [Phase(rate or 0.0, self._length.at(rate or 0.0).run_s)])
-            if keeps_bound(confirmed, self._settings):
+            if keeps_bound(confirmed, self.results.bound_ms):
                 self.results.server_rate = rate
                 self.results.measurements.append(confirmed)
                 return
@@ -136,6 +146,7 @@ class Stand:
             rate = (rate or 0.0) / (1 + self._length.rate_tolerance)
 
     def _overload(self) -> None:
+        self._require_bound()
         saturation = self._saturation()
         seconds = self._length.at(_BESIDE * saturation).overload_s
         for factor in OVERLOADS:
@@ -153,7 +164,7 @@ class Stand:
                     begin_s=seconds,
                     end_s=2 * seconds,
                     wanted_share=WANTED_SHARE,
-                    bound_ms=self._settings.bound_ms,
+                    bound_ms=self.results.bound_ms,
                 )
             )
 
@@ -161,11 +172,18 @@ class Stand:
         """Whether a rate keeps the bound; None where no lower one could."""
         found = self._open("probe", [Phase(rate, self._length.at(rate).probe_s)])
         self.results.probes.append(found)
-        if keeps_bound(found, self._settings):
+        if keeps_bound(found, self.results.bound_ms):
             return True
         median_ms = found.latency_ms(0.5).value if found.num_answered else 0.0
         alone = rate * median_ms / 1e3 < _ALONE  # requests hardly meet: what they take, they take alone
-        return None if alone and median_ms > self._settings.bound_ms else False
+        return None if alone and median_ms > self.results.bound_ms else False
+
+    def _require_bound(self) -> None:
+        """Ask lone requests for the bound, where it comes from them and they were not asked for."""
+        if self._settings.bound_factor is not None and all(
+            each.scenario != "single" for each in self.results.measurements
+        ):
+            self._single()
 
     def _saturation(self) -> float:
         """Requests a second that saturated clients get; measured once."""

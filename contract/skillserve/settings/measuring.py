@@ -67,6 +67,12 @@ class BenchSettings(Section):
         ("index", "single", "multi", "offline", "server", "overload"), description="what is measured, as single,server"
     )
     bound_ms: float = Field(100.0, gt=0, description="bound on the 99th percentile of latency in `server`")
+    bound_factor: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="instead of bound_ms, so many times the median of each contender's own lone requests, as 10",
+    )
     arrivals: Literal["poisson", "constant"] = Field("poisson", description="how an open loop's requests arrive")
     num_workers: int = Field(
         0, ge=0, description="load processes; 0: one for each two cores. Too few make a run invalid, and it says so"
@@ -85,6 +91,13 @@ class BenchSettings(Section):
         allow_inf_nan=False,
         description="how often the smallest catalogue's peak memory the largest may need",
     )
+
+    @property
+    def bound(self) -> str:
+        """The bound of `server` in words."""
+        if self.bound_factor is None:
+            return f"{self.bound_ms:g} ms"
+        return f"{self.bound_factor:g} times its lone median"
 
     @field_validator("levels", "scenarios", "rows", mode="before")
     @classmethod

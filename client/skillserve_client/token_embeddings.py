@@ -20,14 +20,15 @@ import numpy.typing as npt
 from skillserve.errors import BundleError
 from skillserve.max_sim import Interaction, max_sim, unit_rows
 from skillserve.tensors import token_budget_batches
+from skillserve_client.blas import one_thread
 from skillserve_client.vectors import Rows
 from skillserve_client.wire import Floats
 
 __all__ = ["SkillTokens", "TokenEmbeddings"]
 
 _LARGEST = 127
-_TOKENS_AT_ONCE = 16_384
-"""Tokens of skills that are compared together, 25 MB in float32 at D = 384: some 32 candidates of 500."""
+_TOKENS_AT_ONCE = 2_048
+"""Tokens of skills that are compared together, 3 MB in float32 at D = 384: what a core's cache about holds."""
 _ARRAYS = {"rows": "int8 of 2 dimensions", "factors": "float32 of 1 dimensions", "ends": "int64 of 1 dimensions"}
 """What a file holds."""
 
@@ -88,10 +89,9 @@ class TokenEmbeddings:
     def scores(self, asked: Floats, candidates: Sequence[int] | Rows) -> Floats:
         """`[n]` of a request's token embeddings `[Q, D]` beside the skills at these rows."""
         parts = [self.skill(int(row)) for row in candidates]
-        scores = [
-            self._compared(asked, parts[block])
-            for block in token_budget_batches([len(part.rows) for part in parts], max_tokens=_TOKENS_AT_ONCE)
-        ]
+        blocks = token_budget_batches([len(part.rows) for part in parts], max_tokens=_TOKENS_AT_ONCE)
+        with one_thread():
+            scores = [self._compared(asked, parts[block]) for block in blocks]
         return np.concatenate([np.empty(0, np.float32), *scores])
 
     def _compared(self, asked: Floats, parts: Sequence[SkillTokens]) -> Floats:

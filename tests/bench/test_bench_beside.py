@@ -138,10 +138,10 @@ def test_bounds_of_their_own_stand_beside_the_rates(material: Material) -> None:
     beside = material.beside
     assert beside is not None
     own = SETTINGS.model_copy(update={"bound_factor": 10.0})
-    material.results[0].bound_ms, material.results[1].bound_ms = 100.2, 300.4
+    material.results[0].bound_ms, material.results[1].bound_ms = 100.21, 18_483.04
     table = beside_tables(beside, material.results, own)[0]
     assert "requests/s with p99 within 10 times its lone median" in table.columns
-    assert [row[3] for row in table.rows] == ["80 (100.2 ms)", "20 (300.4 ms)"]
+    assert [row[3] for row in table.rows] == ["80 (100.2 ms)", "20 (18483 ms)"]
     assert "p99 within 10 times its lone median" in beside_summary(beside, material.results, own)[0]
     assert "search: 80 requests a second keep p99 within 100.2 ms." in findings_of(material).summary
 

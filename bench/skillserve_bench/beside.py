@@ -185,7 +185,7 @@ def _memory(results: Results) -> str:
 def _rate(results: Results, settings: BenchSettings) -> str:
     """With its bound where each contender has its own."""
     if results.server_rate is not None:
-        own = "" if settings.bound_factor is None else f" ({round(results.bound_ms, 1):g} ms)"
+        own = "" if settings.bound_factor is None else f" ({results.bound})"
         return f"{results.server_rate:.4g}{own}"
     return "none that was tried" if results.probes else "?"
 

@@ -85,11 +85,10 @@ def _outcome(results: Results) -> list[str]:
         )
     if results.server_rate is not None:
         lines.append(
-            f"{results.contender}: {results.server_rate:.4g} requests a second keep p99 within "
-            f"{round(results.bound_ms, 1):g} ms."
+            f"{results.contender}: {results.server_rate:.4g} requests a second keep p99 within {results.bound}."
         )
     elif results.probes:
-        lines.append(f"{results.contender}: no rate that was tried kept p99 within {round(results.bound_ms, 1):g} ms.")
+        lines.append(f"{results.contender}: no rate that was tried kept p99 within {results.bound}.")
     lines += [
         f"{results.contender}: offered {each.factor:g} times its saturation rate it gives {each.goodput_per_s:.4g} "
         f"useful answers a second, sheds {each.shed_share:.0%}, and "

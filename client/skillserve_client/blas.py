@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 
 from threadpoolctl import ThreadpoolController
 
@@ -26,7 +27,6 @@ class OneThread:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._num = 0
-        self._controller: ThreadpoolController | None = None
         self._limit = ExitStack()
 
     @contextmanager
@@ -34,7 +34,7 @@ class OneThread:
         """Products made in this block take one thread each; how many threads there were before is as before, then."""
         with self._lock:
             if self._num == 0:
-                self._limit.enter_context(self._libraries().limit(limits=1, user_api="blas"))
+                self._limit.enter_context(self._libraries.limit(limits=1, user_api="blas"))
             self._num += 1
         try:
             yield
@@ -44,11 +44,10 @@ class OneThread:
                 if self._num == 0:
                     self._limit.close()
 
+    @cached_property
     def _libraries(self) -> ThreadpoolController:
         """Those that are loaded when it is first asked for: numpy's are, and looking for them takes milliseconds."""
-        if self._controller is None:
-            self._controller = ThreadpoolController()
-        return self._controller
+        return ThreadpoolController().select(user_api="blas")
 
 
 one_thread = OneThread()

@@ -71,6 +71,11 @@ class Results:
     problem: str | None = None
     """Why not everything was measured."""
 
+    @property
+    def bound(self) -> str:
+        """The bound as reports tell it."""
+        return f"{round(self.bound_ms, 1):g} ms"
+
 
 def keeps_bound(found: Measurement, bound_ms: float) -> bool:
     """Whether a run kept the bound of the scenario `server`."""

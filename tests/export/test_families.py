@@ -240,3 +240,17 @@ def test_weights_without_the_head_of_a_reranker_are_refused(family: str, make_we
     card = write_card(folder, card.model_copy(update=changes | {"family": family, "frame": frame}))
     with pytest.raises(CardError, match=r"weights in .* got .*no `.*(classifier|head|token_weights)"):
         family_of(card).load(folder, card)
+
+
+def test_a_card_that_promises_tokens_of_a_family_that_compares_none_is_refused(
+    make_weights: Callable[..., Path],
+) -> None:
+    folder = make_weights("bert", "reranker", None, max_tokens=60)
+    true = read_card(folder)
+    family, card = family_of(true), true.model_copy(update={"score_kind": "max_sim"})
+    with pytest.raises(CardError, match="score_kind max_sim; wanted score_kind logit"):
+        family.load(folder, card)
+    with pytest.raises(CardError, match="which reads pairs whole"):
+        family.interaction(card, folder)
+    with pytest.raises(CardError, match="which reads pairs whole"):
+        family.token_embedder(family.load(folder, true), card, folder, 1024)

@@ -97,13 +97,19 @@ class Family(ABC):
         head, pooling = self._head(model, card, folder)
         return PackedModel(encoder, head, pooling, limits, model.config).eval()
 
-    def token_embedder(self, model: Any, card: ModelCard, folder: Path, max_request_tokens: int) -> nn.Module:
-        """Wrap a loaded reranker as a module that gives rows of tokens; only of those that compare tokens."""
-        raise NotImplementedError(f"{card.family} scores pairs, not tokens")
+    def token_embedder(
+        self,
+        model: Any,  # noqa: ARG002
+        card: ModelCard,
+        folder: Path,  # noqa: ARG002
+        max_request_tokens: int,  # noqa: ARG002
+    ) -> nn.Module:
+        """Wrap a loaded reranker as a module that gives rows of tokens; CardError where the family compares none."""
+        raise _compares_no_tokens(card)
 
-    def interaction(self, card: ModelCard, folder: Path) -> Interaction:
-        """What scores are made with of those rows."""
-        raise NotImplementedError(f"{card.family} scores pairs, not tokens")
+    def interaction(self, card: ModelCard, folder: Path) -> Interaction:  # noqa: ARG002
+        """What scores are made with of those rows; CardError likewise."""
+        raise _compares_no_tokens(card)
 
     def padded(self, model: Any, card: ModelCard, folder: Path) -> nn.Module:
         """Wrap a loaded model behind `input_ids` and `attention_mask` `[B, L]`."""
@@ -137,3 +143,12 @@ class Family(ABC):
                 wanted=", ".join(f"{name} {model}" for name, (_, model) in wrong.items()) + ", as the model has it",
                 fix="Write the card again with `skillserve card`, or train the model again.",
             )
+
+
+def _compares_no_tokens(card: ModelCard) -> CardError:
+    return CardError(
+        f"card of `{card.name}`",
+        got=f"score kind {card.score_kind} of the family {card.family}, which reads pairs whole",
+        wanted="a family that compares tokens, such as late-bert",
+        fix="Write the card again with `skillserve card`, or train with --interaction late.",
+    )

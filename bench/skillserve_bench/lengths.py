@@ -38,18 +38,24 @@ class Length:
     """Judged requests that contenders beside each other are ranked by, at most."""
     least_requests: int
     """That a run holds, as far as `MOST_STRETCH` allows; 0: durations stand, however slow the contender."""
+    least_passes: int
+    """Of a queue that a window holds: what stands in one queue hangs together, and intervals take windows for
+    independent."""
 
-    def at(self, per_s: float) -> Self:
-        """The same for something that gets or answers so many requests a second.
+    def at(self, per_s: float, *, in_flight: int = 1) -> Self:
+        """The same for something that gets or answers so many requests a second, of which so many wait at a time.
 
         Where a run would hold too few of them, everything takes longer, by one factor; and windows are wider, since a
-        window of few answers has no median, but not so wide that there are too few of them for an interval.
+        window of few answers has no median, and one that is shorter than the queue depends on its neighbours, but not
+        so wide that there are too few of them for an interval.
         """
         if not self.least_requests:
             return self
-        stretch = min(max(self.least_requests / (per_s * self.run_s), 1.0), MOST_STRETCH)
+        least_of_window = max(2 * LEAST_ANSWERS, self.least_passes * in_flight)
+        least = max(self.least_requests, LEAST_WINDOWS * self.least_passes * in_flight)
+        stretch = min(max(least / (per_s * self.run_s), 1.0), MOST_STRETCH)
         run_s = stretch * self.run_s
-        window_s = max(self.window_s, min(2 * LEAST_ANSWERS / per_s, run_s / LEAST_WINDOWS))
+        window_s = max(self.window_s, min(least_of_window / per_s, run_s / LEAST_WINDOWS))
         # Borders of an overload are borders of windows.
         num_windows = math.ceil(stretch * self.overload_s / window_s - _ROUNDING)
         return replace(
@@ -70,6 +76,7 @@ SMOKE = Length(
     overload_s=0.6,
     num_judged=20,
     least_requests=5,
+    least_passes=0,
 )
 SHORT = Length(
     window_s=1.0,
@@ -80,6 +87,7 @@ SHORT = Length(
     overload_s=10.0,
     num_judged=100,
     least_requests=60,
+    least_passes=2,
 )
 """For many contenders side by side: intervals are wider, nothing else is."""
 FULL = Length(
@@ -91,5 +99,6 @@ FULL = Length(
     overload_s=20.0,
     num_judged=200,
     least_requests=120,
+    least_passes=2,
 )
 LENGTHS = {"smoke": SMOKE, "short": SHORT, "full": FULL}

@@ -10,7 +10,7 @@ from skillserve.settings import BenchSettings
 from skillserve_bench.beside import Beside, beside_figures, beside_method, beside_summary, beside_tables
 from skillserve_bench.charts import charts_of
 from skillserve_bench.intervals import CONFIDENCE, MIN_WINDOWS
-from skillserve_bench.lengths import LENGTHS, MOST_STRETCH
+from skillserve_bench.lengths import LEAST_WINDOWS, LENGTHS, MOST_STRETCH
 from skillserve_bench.levels import IndexBuild
 from skillserve_bench.measurement import MOST_LAG_MS, QUANTILES, Measurement
 from skillserve_bench.report import Findings, Table, cores
@@ -205,7 +205,8 @@ def _method(material: Material) -> list[str]:
             f"Length `{settings.length}`: runs of {length.run_s:g} s in windows of {length.window_s:g} s. Warm-up "
             f"lasts until {AGREEING} windows in a row have medians within {TOLERANCE:.0%}, and is left out; where "
             f"none agree, a third of the run is. Where a run would hold fewer than {length.least_requests} "
-            f"requests, everything takes longer, up to {MOST_STRETCH:g} times, in wider windows."
+            f"requests, everything takes longer, up to {MOST_STRETCH:g} times, in wider windows; so does a closed "
+            f"loop until {LEAST_WINDOWS} windows hold {length.least_passes} requests of each client."
         ),
         (
             "Latency counts from the scheduled start of a request, so a stall is seen by every request that should "

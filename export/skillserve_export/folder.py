@@ -40,7 +40,6 @@ from skillserve_export.verdict import Verdict
 
 __all__ = ["Draft", "probe_of", "write_folder"]
 
-_PROBE_SEQUENCES = 2
 _PROBE_NUMBERS = 5
 PROBE_TOLERANCE: dict[Precision, float] = {
     "fp32": 5e-3,
@@ -89,8 +88,8 @@ def write_folder(
 
 
 def probe_of(role: Role, graph: ServedGraph, sample: ParitySample, precision: Precision) -> Probe:
-    """A question whose answer is known from now on: the shortest sequences of the sample."""
-    sequences = sorted(sample.sequences, key=len)[:_PROBE_SEQUENCES]
+    """A question whose answer is known from now on: the brief sequences of the sample."""
+    sequences = list(sample.brief)
     request = pack(sequences)
     if isinstance(graph, TokenGraph):
         rows = graph.run_raw(*graph.feeds(sequences).values())[:, :_PROBE_NUMBERS]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _NUM_SKILLS = {"embedder": 64, "reranker": 12}
 _NUM_QUERIES = {"embedder": 24, "reranker": 6}
+_BRIEF_QUERIES, _BRIEF_WORDS = 2, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,9 @@ class ParitySample:
     tokens: tuple[int, ...] = ()
     """What scores are read with: a pair's separator, the answers `yes` and `no`, or what opens either side of a pair;
     nothing for embedders."""
+    brief: tuple[Ids, ...] = ()
+    """A few sequences of the same kind that cost a server next to nothing: it is asked them every few seconds, beside
+    its work."""
 
 
 def load_sample(card: ModelCard, weights: Path, data: Path | None) -> ParitySample:
@@ -50,14 +54,36 @@ def load_sample(card: ModelCard, weights: Path, data: Path | None) -> ParitySamp
     else:
         queries = spread(read_queries(split_file(data, "queries", "test")), num_queries)
         skills = spread(read_skills(split_file(data, "skills", "test")), num_skills)
+    sequences = _sequences(card, tokenizer, queries, skills)
+    return ParitySample(
+        sequences,
+        len(queries),
+        len(skills),
+        tokens_of_scores(card, weights, sequences),
+        tuple(_sequences(card, tokenizer, *_brief(queries, skills))),
+    )
+
+
+def _sequences(card: ModelCard, tokenizer: Tokenizer, queries: list[Query], skills: list[Skill]) -> list[Ids]:
+    """What a model of this role reads of them, in the order of `ParitySample.sequences`."""
     if card.role == "embedder":
         tokens = EmbedderTokens(card, tokenizer)
-        sequences = [cut.ids for cut in tokens.queries([query.text for query in queries])] + tokens.skills(skills)
-        return ParitySample(sequences, len(queries), len(skills))
+        return [cut.ids for cut in tokens.queries([query.text for query in queries])] + tokens.skills(skills)
     pairs = RerankerTokens(card, tokenizer)
     sides = pairs.skills(skills)
-    sequences = [pairs.pair(cut.ids, side) for cut in pairs.queries([q.text for q in queries]) for side in sides]
-    return ParitySample(sequences, len(queries), len(skills), tokens_of_scores(card, weights, sequences))
+    return [pairs.pair(cut.ids, side) for cut in pairs.queries([q.text for q in queries]) for side in sides]
+
+
+def _brief(queries: list[Query], skills: list[Skill]) -> tuple[list[Query], list[Skill]]:
+    """The first words of the first requests, and of one skill."""
+
+    def cut(text: str) -> str:
+        return " ".join(text.split()[:_BRIEF_WORDS])
+
+    return (
+        [replace(query, text=cut(query.text)) for query in queries[:_BRIEF_QUERIES]],
+        [replace(skill, description=cut(skill.description), body="") for skill in skills[:1]],
+    )
 
 
 def tokens_of_scores(card: ModelCard, weights: Path, sequences: Sequence[Ids]) -> tuple[int, ...]:

@@ -120,6 +120,20 @@ def test_what_is_slow_gets_longer_runs_in_wider_windows(
     assert found.overload_s >= SMOKE.overload_s * run_s / SMOKE.run_s - 1e-9
 
 
+@pytest.mark.parametrize(
+    ("per_s", "in_flight", "window_s", "run_s"),
+    [
+        (100.0, 8, 0.2, 3.0),  # sixteen answers take 0.16 s
+        (50.0, 8, 0.32, 4.8),  # fifteen windows of sixteen answers
+        (10.0, 32, 1.0, 15.0),  # five times as long at most, which is not enough for 64 answers
+    ],
+)
+def test_windows_are_longer_than_a_queue_remembers(per_s: float, in_flight: int, window_s: float, run_s: float) -> None:
+    length = replace(SMOKE, least_requests=24, least_passes=2)
+    found = length.at(per_s, in_flight=in_flight)
+    assert (found.window_s, found.run_s) == pytest.approx((window_s, run_s))
+
+
 def test_a_slow_contender_is_asked_for_as_long_as_its_requests_need() -> None:
     contender = Contender(name="slow", target=Slow(EACH_S), supply=Numbered())
     length = replace(SMOKE, least_requests=24)

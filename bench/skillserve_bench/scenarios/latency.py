@@ -202,7 +202,7 @@ class Stand:
     def _closed(self, scenario: str, *, num_clients: int, each: int = 1) -> Measurement:
         """A closed loop for the length of a run, with as many requests as a pilot lets expect, and some to spare."""
         per_s = self._pilot(num_clients, each)
-        length = self._length.at(per_s)
+        length = self._length.at(per_s, in_flight=num_clients)
         load = ClosedLoop(num_clients=num_clients, seconds=length.run_s)
         num = max(round(per_s * length.run_s * _SPARE), _LEAST)
         found = self._measured(scenario, load, self._contender.supply.take(num, each=each), length, each=each)

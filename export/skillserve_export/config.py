@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import (
     TYPE_FP32,
@@ -21,7 +22,6 @@ from tritonclient.grpc.model_config_pb2 import (
 
 from skillserve.card import ModelCard
 from skillserve.max_sim import Interaction
-from skillserve.probe import Probe
 from skillserve.settings import ExportSettings
 from skillserve.tensors import (
     ATTENTION_MASK,
@@ -41,7 +41,9 @@ from skillserve.tensors import (
     TOK_END,
     VOCAB_SIZE_PARAMETER,
     WINDOW_PARAMETER,
+    Ids,
     Layout,
+    Packed,
     Precision,
     Role,
 )
@@ -87,9 +89,9 @@ class Stamp:
 
 
 def model_config(
-    card: ModelCard, settings: ExportSettings, stamp: Stamp, probe: Probe, profiles: Profiles | None = None
+    card: ModelCard, settings: ExportSettings, stamp: Stamp, warmup: Packed, profiles: Profiles | None = None
 ) -> Any:
-    """The ModelConfig message of one model; `probe` is also its warm-up, `profiles` are for TensorRT."""
+    """The ModelConfig message of one model; `warmup` is run before it is ready, `profiles` are for TensorRT."""
     role: Role = card.role if stamp.tokens is None else "token_embedder"
     config = ModelConfig(
         name=MODEL_NAMES[role],
@@ -106,7 +108,7 @@ def model_config(
         _packed_tensors(config, role, card.dim if stamp.tokens is None else stamp.tokens.dim)
     else:
         _padded_tensors(config, card)
-    _warmup(config, stamp.layout, probe)
+    _warmup(config, stamp.layout, warmup)
     for name, value in _parameters(card, settings, stamp).items():
         config.parameters[name].string_value = value
     if profiles is not None and settings.runtime == "tensorrt":
@@ -151,17 +153,18 @@ def _padded_tensors(config: Any, card: ModelCard) -> None:
         output.reshape.SetInParent()  # the graph gives [B], Triton's dims cannot be empty
 
 
-def warmup_tensors(layout: Layout, probe: Probe) -> dict[str, tuple[int, ...]]:
-    """Input → its numbers in the request that warms a model up: the probe; of a padded model its first sequence."""
+def warmup_tensors(layout: Layout, warmup: Packed) -> dict[str, Ids]:
+    """Input → its numbers in the request that warms a model up; of a padded model its first sequence alone."""
+    ids, lens = warmup.input_ids[0], warmup.seq_lens[0]
     if layout == "packed":
-        return {INPUT_IDS: probe.input_ids, SEQ_LENS: probe.seq_lens}
-    row = probe.input_ids[: probe.seq_lens[0]]  # all sequences in one row may be more than the model reads
-    return {INPUT_IDS: row, ATTENTION_MASK: (1,) * len(row)}
+        return {INPUT_IDS: ids, SEQ_LENS: lens}
+    row = ids[: lens[0]]  # all sequences in one row may be more than the model reads
+    return {INPUT_IDS: row, ATTENTION_MASK: np.ones_like(row)}
 
 
-def _warmup(config: Any, layout: Layout, probe: Probe) -> None:
-    sample = config.model_warmup.add(name="probe", batch_size=1)
-    for name, numbers in warmup_tensors(layout, probe).items():
+def _warmup(config: Any, layout: Layout, warmup: Packed) -> None:
+    sample = config.model_warmup.add(name="texts", batch_size=1)
+    for name, numbers in warmup_tensors(layout, warmup).items():
         tensor = sample.inputs[name]
         tensor.data_type = TYPE_INT32
         tensor.dims.append(len(numbers))

@@ -6,7 +6,7 @@
 ├── tokenizer.json
 ├── probe.json        a known question with its answer, for health checks
 ├── export.json       how the graph was made, and the gate's figures
-├── warmup/           the probe's tensors, run before the model is declared ready
+├── warmup/           tensors of whole texts, run before the model is declared ready
 └── 1/
     ├── model.onnx
     └── model.onnx.data   its weights, where they are too large for one file
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from skillserve.card import CARD_FILE, ModelCard, read_card
 from skillserve.probe import PROBE_FILE, Probe
 from skillserve.publish import published_folder
 from skillserve.settings import ExportSettings
-from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Precision, Role, pack
+from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Ids, Packed, Precision, Role, pack
 from skillserve_export.config import WARMUP_FOLDER, Stamp, model_config, to_pbtxt, warmup_tensors
 from skillserve_export.files import move_graph
 from skillserve_export.parity import Check
@@ -38,9 +38,10 @@ from skillserve_export.served import ServedGraph, TokenGraph
 from skillserve_export.tensorrt_config import mask_file
 from skillserve_export.verdict import Verdict
 
-__all__ = ["Draft", "probe_of", "write_folder"]
+__all__ = ["Draft", "probe_of", "warmup_of", "write_folder"]
 
 _PROBE_NUMBERS = 5
+_WARMUP_SEQUENCES = 2
 PROBE_TOLERANCE: dict[Precision, float] = {
     "fp32": 5e-3,
     "fp16": 5e-3,
@@ -61,6 +62,7 @@ class Draft:
     role: Role
     path: Path
     probe: Probe
+    warmup: Packed
     stamp: Stamp
     checks: list[Check]
     verdict: Verdict | None
@@ -76,10 +78,10 @@ def write_folder(
         move_graph(draft.path, folder / str(settings.version))
         for name in (CARD_FILE, "tokenizer.json"):
             shutil.copyfile(weights / name, folder / name)
-        config = model_config(card, settings, draft.stamp, draft.probe, profiles)
+        config = model_config(card, settings, draft.stamp, draft.warmup, profiles)
         (folder / "config.pbtxt").write_text(to_pbtxt(config))
         (folder / PROBE_FILE).write_text(draft.probe.model_dump_json(indent=1) + "\n")
-        _write_warmup(folder / WARMUP_FOLDER, warmup_tensors(draft.stamp.layout, draft.probe), profiles)
+        _write_warmup(folder / WARMUP_FOLDER, warmup_tensors(draft.stamp.layout, draft.warmup), profiles)
         if profiles is not None:
             (folder / PROFILES_FILE).write_text(profiles.model_dump_json(indent=1) + "\n")
         record = _record(settings, draft.stamp, folder, draft.checks)
@@ -105,11 +107,16 @@ def probe_of(role: Role, graph: ServedGraph, sample: ParitySample, precision: Pr
     )
 
 
-def _write_warmup(folder: Path, tensors: Mapping[str, Sequence[int]], profiles: Profiles | None) -> None:
+def warmup_of(sample: ParitySample) -> Packed:
+    """The shortest whole sequences of the sample: the first request finds memory for texts of its kind."""
+    return pack(sorted(sample.sequences, key=len)[:_WARMUP_SEQUENCES])
+
+
+def _write_warmup(folder: Path, tensors: Mapping[str, Ids], profiles: Profiles | None) -> None:
     folder.mkdir()
-    masks = {mask_file(end): (1,) * end for end in (() if profiles is None else profiles.ends)}
+    masks = {mask_file(end): np.ones(end, np.int32) for end in (() if profiles is None else profiles.ends)}
     for name, values in {**tensors, **masks}.items():
-        (folder / name).write_bytes(np.asarray(values, np.int32).tobytes())
+        (folder / name).write_bytes(values.astype(np.int32, copy=False).tobytes())
 
 
 def _record(settings: ExportSettings, stamp: Stamp, folder: Path, checks: list[Check]) -> ExportRecord:

@@ -15,7 +15,7 @@ from skillserve.settings import ExportSettings
 from skillserve.tensors import MODEL_NAMES, Layout, Precision, Role
 from skillserve_export.config import Stamp, TokenRows
 from skillserve_export.families import family_of
-from skillserve_export.folder import Draft, probe_of, write_folder
+from skillserve_export.folder import Draft, probe_of, warmup_of, write_folder
 from skillserve_export.gate import RankGate
 from skillserve_export.graph import export_packed, export_padded, export_stock
 from skillserve_export.late_stock import open_stock
@@ -184,6 +184,7 @@ def _drafted(
         role=role,
         path=path,
         probe=probe_of(role, graph, subject.sample, precision),
+        warmup=warmup_of(subject.sample),
         stamp=Stamp(layout=layout, precision=precision, graph_digest=digest, tokens=tokens),
         checks=checks,
         verdict=verdict,

@@ -15,16 +15,17 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from skillserve.card import ModelCard, ScoreKind, read_card, write_card
 from skillserve.errors import CardError, ContractError, ParityError, RepositoryError
 from skillserve.max_sim import Interaction
-from skillserve.probe import Probe, read_probe
+from skillserve.probe import read_probe
 from skillserve.publish import sha256_of
 from skillserve.settings import ExportSettings
-from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Layout, Role, weights_role
+from skillserve.tensors import MODEL_NAMES, Layout, Role, pack, weights_role
 from skillserve.text import BERT_LATE_FRAME, BERT_PAIR_FRAME, BERT_SINGLE_FRAME
 from skillserve_export import folder, parity
 from skillserve_export.config import Stamp, TokenRows, model_config, to_pbtxt
 from skillserve_export.families import family_of
 from skillserve_export.parity import PackedGraph
 from skillserve_export.repository import export_model, verify_model
+from skillserve_export.sample import load_sample
 
 COMMITTED = Path(__file__).parent.parent.parent / "model_repository"
 
@@ -51,18 +52,7 @@ def minilm_card(role: Role) -> ModelCard:
     )
 
 
-def fixed_probe(role: Role) -> Probe:
-    """Two sequences, eight tokens."""
-    return Probe(
-        model=MODEL_NAMES[role],
-        output=OUTPUT_NAMES[role],
-        input_ids=(101, 7592, 102, 101, 2088, 2003, 2204, 102),
-        seq_lens=(3, 5),
-        expected=((0.0,), (0.0,)),
-        tolerance=1e-3,
-    )
-
-
+WARMUP = pack([np.array([101, 7592, 102], np.int32), np.array([101, 2088, 2003, 2204, 102], np.int32)])
 MINILM_TOKENS = TokenRows(384, Interaction(window=32, scale=20.0))
 """What a reranker of all-MiniLM-L6-v2's width by late interaction gives, as it is trained by default."""
 
@@ -76,7 +66,7 @@ def stamp(layout: Layout, tokens: TokenRows | None = None) -> Stamp:
 def test_the_configuration_equals_the_committed_one(role: Role) -> None:
     """Golden: a change of config.pbtxt is a change of the wire, and must be seen in review."""
     tokens = MINILM_TOKENS if role == "token_embedder" else None
-    config = model_config(minilm_card(role), ExportSettings(), stamp("packed", tokens), fixed_probe(role))
+    config = model_config(minilm_card(role), ExportSettings(), stamp("packed", tokens), WARMUP)
     assert to_pbtxt(config) == (COMMITTED / MODEL_NAMES[role] / "config.pbtxt").read_text()
 
 
@@ -120,7 +110,7 @@ def test_a_packed_graph_on_cpus_computes_so_many_tokens_at_once(
 ) -> None:
     """Late interaction would read a request again in each turn, and a GPU wants all that there is."""
     card = minilm_card("reranker").model_copy(update={"score_kind": score_kind})
-    config = model_config(card, ExportSettings(**changes), stamp(layout), fixed_probe("reranker"))
+    config = model_config(card, ExportSettings(**changes), stamp(layout), WARMUP)
     found = {key: value.string_value for key, value in config.parameters.items()}
     assert found.get("skillserve_execution_tokens") == stamped
 
@@ -128,8 +118,8 @@ def test_a_packed_graph_on_cpus_computes_so_many_tokens_at_once(
 def test_padded_configurations_batch_ordinary_tensors() -> None:
     """Rows `[B, D]`, and `[B]` through an empty reshape; nothing ragged."""
     settings = ExportSettings()
-    embedder = model_config(minilm_card("embedder"), settings, stamp("padded"), fixed_probe("embedder"))
-    reranker = model_config(minilm_card("reranker"), settings, stamp("padded"), fixed_probe("reranker"))
+    embedder = model_config(minilm_card("embedder"), settings, stamp("padded"), WARMUP)
+    reranker = model_config(minilm_card("reranker"), settings, stamp("padded"), WARMUP)
     assert list(embedder.output[0].dims) == [384]
     assert list(reranker.output[0].dims) == [1]
     assert reranker.output[0].HasField("reshape")
@@ -188,6 +178,15 @@ def test_the_probe_is_answered_by_the_graph(exported: ExportSettings) -> None:
     assert probe.differs_by(answer) < 1e-5
     assert probe.differs_by(answer + 0.1) > probe.tolerance
     assert probe.differs_by(np.full_like(answer, np.nan)) == np.inf
+
+
+def test_it_is_warmed_up_with_whole_texts(exported: ExportSettings, tiny_embedder: Path, sample_data: Path) -> None:
+    """And not with the probe's few words: memory is to be there before the first request."""
+    folder = exported.repository / "skill_embedder"
+    ids, lens = (np.fromfile(folder / "warmup" / name, np.int32) for name in ("input_ids", "seq_lens"))
+    sequences = load_sample(read_card(tiny_embedder), tiny_embedder, sample_data).sequences
+    assert sorted(map(len, sequences))[: len(lens)] == sorted(lens.tolist())
+    assert any(np.array_equal(ids[: lens[0]], sequence) for sequence in sequences)
 
 
 def test_verify_passes_what_export_wrote(exported: ExportSettings, tiny_embedder: Path, sample_data: Path) -> None:

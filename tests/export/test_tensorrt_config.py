@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from hypothesis import given
@@ -13,9 +14,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from skillserve.card import ModelCard
 from skillserve.errors import RepositoryError
-from skillserve.probe import Probe
 from skillserve.settings import ExportSettings
-from skillserve.tensors import MODEL_NAMES, OUTPUT_NAMES, Role, Runtime, WeightsRole
+from skillserve.tensors import MODEL_NAMES, Role, Runtime, WeightsRole, pack
 from skillserve.text import BERT_PAIR_FRAME, BERT_SINGLE_FRAME
 from skillserve_export.config import Stamp, model_config, to_pbtxt
 from skillserve_export.profiles import Profiles, plan_profiles, read_profiles
@@ -59,17 +59,10 @@ def profiles_of(role: Role) -> Profiles:
 
 def config_of(role: Role, runtime: Runtime) -> Any:
     """The message of one model."""
-    probe = Probe(
-        model=MODEL_NAMES[role],
-        output=OUTPUT_NAMES[role],
-        input_ids=(101, 7592, 102, 101, 2088, 2003, 2204, 102),
-        seq_lens=(3, 5),
-        expected=((0.0,), (0.0,)),
-        tolerance=1e-3,
-    )
+    warmup = pack([np.array([101, 7592, 102], np.int32), np.array([101, 2088, 2003, 2204, 102], np.int32)])
     stamp = Stamp(layout="padded", precision="fp16", graph_digest="0" * 64)
     settings = ExportSettings(runtime=runtime, precision="fp16")
-    return model_config(card_of(role), settings, stamp, probe, profiles_of(role))
+    return model_config(card_of(role), settings, stamp, warmup, profiles_of(role))
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -122,7 +115,7 @@ def test_every_profile_is_warmed_up_with_its_largest_execution(runtime: Runtime)
     config = config_of("embedder", runtime)
     profiles = profiles_of("embedder")
     full = {sample.name: sample for sample in config.model_warmup}
-    assert set(full) == {"probe", *(f"bucket_{end}" for end in profiles.ends)}
+    assert set(full) == {"texts", *(f"bucket_{end}" for end in profiles.ends)}
     for profile in profiles.profiles:
         rows, end = profile.max
         sample = full[f"bucket_{end}"]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from skillserve.settings import BenchSettings
 from skillserve_bench.lengths import LENGTHS
-from skillserve_bench.load.histogram import Histogram
 from skillserve_bench.measurement import Measurement, within
 from skillserve_bench.plots import draw_bars, draw_cdfs, draw_counts, draw_lengths, draw_rates, draw_timeline
 from skillserve_bench.report import Chart
@@ -39,7 +38,7 @@ def charts_of(found: Sequence[Results], *, lens: Mapping[str, Sequence[int]], se
 def _of_contender(results: Results, settings: BenchSettings) -> list[Chart]:
     name, charts = results.contender, []
     answered = [each for each in results.measurements if each.num_answered]
-    steady = {each.scenario: Histogram.merged(each.latencies) for each in answered if "overload" not in each.scenario}
+    steady = {each.scenario: each.merged for each in answered if "overload" not in each.scenario}
     if steady:
         charts.append(Chart(title=f"{name}: latency, by share of answers", svg=draw_cdfs(steady)))
     tried = [*results.probes, *(each for each in answered if each.scenario == "server")]
@@ -51,7 +50,7 @@ def _of_contender(results: Results, settings: BenchSettings) -> list[Chart]:
     if points:
         svg = draw_rates(points, bound_ms=results.bound_ms)
         charts.append(Chart(title=f"{name}: latency against rate", svg=svg))
-    rates = {each.scenario: each.per_s for each in answered if each.scenario in _CLOSED and each.per_window}
+    rates = {each.scenario: each.per_s for each in answered if each.scenario in _CLOSED and each.rates}
     base = next((base for base in (_SATURATION, _SINGLE) if base in rates and rates[base].value), None)
     if base:
         charts.append(Chart(title=f"{name}: throughput, ratios to {base}", svg=draw_bars(rates, base=base)))

@@ -8,6 +8,7 @@ that makes it 95 % for all together (Bonferroni). Runs that are partial or inval
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -103,12 +104,15 @@ def compare_reports(new: Mapping[str, Any], old: Mapping[str, Any], *, share: fl
         if objections:
             remarks.append(f"{level}, {name}: not compared, {objections[0]}")
             continue
-        sides = [[Window.from_dict(window) for window in found["windows"]] for found in (one, other)]
-        latencies = [[window.latencies for window in windows] for windows in sides]
+        sides = [_rounds(found) for found in (one, other)]
+        latencies = [[[window.latencies for window in windows] for windows in rounds] for rounds in sides]
         for figure, at in _SHARES.items():
             ratio = quantile_ratio(latencies[0], latencies[1], at, seed=seed, confidence=confidence)
             ratios.append(_judged(level, name, figure, ratio, share, more_is_worse=True))
-        rates = [per_window(windows, found["window_s"]) for windows, found in zip(sides, (one, other), strict=True)]
+        rates = [
+            [rates for windows in rounds if (rates := per_window(windows, found["window_s"]))]
+            for rounds, found in zip(sides, (one, other), strict=True)
+        ]
         if all(rates):
             ratio = rate_ratio(rates[0], rates[1], seed=seed, confidence=confidence)
             ratios.append(_judged(level, name, "requests/s", ratio, share, more_is_worse=False))
@@ -126,6 +130,13 @@ def compare_reports(new: Mapping[str, Any], old: Mapping[str, Any], *, share: fl
             fix="Measure both with the same --levels and --scenarios.",
         )
     return Comparison(ratios=tuple(ratios), remarks=tuple(remarks))
+
+
+def _rounds(found: Mapping[str, Any]) -> list[list[Window]]:
+    """A measurement's windows by round; reports of earlier releases know one."""
+    windows = [Window.from_dict(window) for window in found["windows"]]
+    borders = itertools.accumulate(found.get("windows_of_rounds", [len(windows)]), initial=0)
+    return [windows[begin:end] for begin, end in itertools.pairwise(borders)]
 
 
 def _bound(report: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -25,6 +25,14 @@ class GpuUsage:
     memory_mib: float
     """The most that was in use, by whomever."""
 
+    @classmethod
+    def mean(cls, usages: Sequence[GpuUsage]) -> GpuUsage | None:
+        """Over loads of about the same duration; None if there are none."""
+        if not usages:
+            return None
+        busy = sum(usage.busy for usage in usages) / len(usages)
+        return cls(busy=busy, memory_mib=max(usage.memory_mib for usage in usages))
+
 
 def gpu_names() -> list[str]:
     """`NVIDIA A100-SXM4-80GB, driver 550.54`, one a GPU."""

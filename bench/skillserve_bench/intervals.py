@@ -1,6 +1,6 @@
 """Confidence intervals of quantiles, rates and ratios, from what happened in windows of time.
 
-A quantile has two intervals, and the wider hull of both is reported:
+A quantile has up to three intervals, and the hull of them is reported:
 
 - By order statistics: the ranks between which the quantile lies follow the binomial distribution, whatever the
   latencies' own is (David & Nagaraja, Order Statistics, 3rd ed. 2003, section 7.1). Exact for independent values;
@@ -9,22 +9,30 @@ A quantile has two intervals, and the wider hull of both is reported:
   are drawn anew with replacement, which keeps what is related together (Carlstein, Annals of Statistics 14, 1986).
   It needs windows longer than a queue remembers, and at least MIN_WINDOWS of them; with fewer there is the first only.
 
-The first is too narrow for values that hang together, the second for the far tail; hence the hull. The greatest
-value has no interval: no sample bounds what it has not seen.
+- Between rounds: a load that was carried out several times, other loads in between, has met a machine in several
+  moods. Student's interval of the mean of the rounds' logarithms tells how far apart they were (Student, Biometrika 6,
+  1908; of ratios as Welch has it, Biometrika 34, 1947). It needs MIN_ROUNDS.
+
+The first is too narrow for values that hang together, the second for the far tail and for what lasts longer than a
+round; hence the hull. The greatest value has no interval: no sample bounds what it has not seen.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 
 from skillserve_bench.load.histogram import Histogram, at_share
 
 __all__ = [
     "CONFIDENCE",
+    "MIN_ROUNDS",
     "MIN_WINDOWS",
     "Estimate",
     "mean_estimate",
@@ -36,6 +44,7 @@ __all__ = [
 
 CONFIDENCE = 0.95
 MIN_WINDOWS = 10
+MIN_ROUNDS = 3
 _RESAMPLES = 2_000
 
 Counts = npt.NDArray[np.int64]
@@ -55,6 +64,11 @@ class Estimate:
         between = "" if self.low is None and self.high is None else f" [{low}, {high}]"
         return f"{self.value:.{digits}f}{unit}{between}"
 
+    @property
+    def ends(self) -> tuple[float | None, float | None]:
+        """Both ends of the interval."""
+        return self.low, self.high
+
     def excludes(self, value: float) -> bool | None:
         """Whether the interval lies on one side of a value; None without both ends."""
         return None if self.low is None or self.high is None else not self.low <= value <= self.high
@@ -73,57 +87,104 @@ def order_statistics(num: int, share: float, *, confidence: float = CONFIDENCE) 
     return (low if low >= 1 else None), (high if high <= num else None)
 
 
-def quantile_estimate(windows: Sequence[Histogram], share: float, *, seed: int, scale: float = 1e-3) -> Estimate:
-    """A quantile of all durations of the windows, µs times `scale` (default: in ms); nan if there are none."""
-    values, counts_WK = _aligned(windows)
+def quantile_estimate(
+    rounds: Sequence[Sequence[Histogram]], share: float, *, seed: int, scale: float = 1e-3
+) -> Estimate:
+    """A quantile of all durations of the rounds' windows, µs times `scale` (default: in ms); nan if there are none."""
+    values, counts_WK = _aligned(list(chain(*rounds)))
     total_K = counts_WK.sum(axis=0)
     num = int(total_K.sum())
     value = float(at_share(values, total_K[None, :], share)[0])
     if not num:
         return Estimate(value)
     sums_K = np.cumsum(total_K)
-    ends = [
+    low, high = (
         None if rank is None else float(values[np.searchsorted(sums_K, rank)]) for rank in order_statistics(num, share)
-    ]
-    if None not in ends and len(windows) >= MIN_WINDOWS:
-        drawn = at_share(values, _resampled(counts_WK, np.random.default_rng(seed)), share)
-        low, high = _percentiles(drawn)
-        ends = [min(low, ends[0] or low), max(high, ends[1] or high)]
-    low_end, high_end = (None if end is None else end * scale for end in ends)
-    return Estimate(value * scale, low_end, high_end)
+    )
+    if low is not None and high is not None:
+        found = [(low, high)]
+        if len(counts_WK) >= MIN_WINDOWS:
+            found.append(_percentiles(at_share(values, _resampled(counts_WK, np.random.default_rng(seed)), share)))
+        found += _between(_quantiles(values, counts_WK, rounds, share), confidence=CONFIDENCE)
+        low, high = _hull(value, found).ends
+    return Estimate(value * scale, None if low is None else low * scale, None if high is None else high * scale)
 
 
-def mean_estimate(values: Sequence[float], *, seed: int) -> Estimate:
-    """The mean over windows, such as of answers a second, with its bootstrap interval; nan if there are none."""
-    if not len(values):
+def mean_estimate(rounds: Sequence[Sequence[float]], *, seed: int) -> Estimate:
+    """The mean over the rounds' windows, such as of answers a second, with its interval; nan if there are none."""
+    array = np.fromiter(chain(*rounds), np.float64)
+    if not len(array):
         return Estimate(float("nan"))
-    array = np.asarray(values, np.float64)
-    if len(array) < MIN_WINDOWS:
-        return Estimate(float(array.mean()))
-    return Estimate(float(array.mean()), *_percentiles(_resampled_means(array, np.random.default_rng(seed))))
+    found = _between(_means(rounds), confidence=CONFIDENCE)
+    if len(array) >= MIN_WINDOWS:
+        found.append(_percentiles(_resampled_means(array, np.random.default_rng(seed))))
+    return _hull(float(array.mean()), found)
 
 
 def quantile_ratio(
-    new: Sequence[Histogram], old: Sequence[Histogram], share: float, *, seed: int, confidence: float = CONFIDENCE
+    new: Sequence[Sequence[Histogram]],
+    old: Sequence[Sequence[Histogram]],
+    share: float,
+    *,
+    seed: int,
+    confidence: float = CONFIDENCE,
 ) -> Estimate:
-    """A quantile of one run relative to that of another, each resampled for itself."""
+    """A quantile of one load's rounds relative to that of another's, each resampled for itself."""
     rng = np.random.default_rng(seed)
-    sides = [_aligned(new), _aligned(old)]
-    whole = [float(at_share(values, counts.sum(axis=0)[None, :], share)[0]) for values, counts in sides]
-    if min(len(new), len(old)) < MIN_WINDOWS:
-        return Estimate(whole[0] / whole[1])
-    drawn = [at_share(values, _resampled(counts, rng), share) for values, counts in sides]
-    return Estimate(whole[0] / whole[1], *_percentiles(drawn[0] / drawn[1], confidence))
+    sides = [(rounds, *_aligned(list(chain(*rounds)))) for rounds in (new, old)]
+    whole = [float(at_share(values, counts.sum(axis=0)[None, :], share)[0]) for _, values, counts in sides]
+    by_round = [_quantiles(values, counts, rounds, share) for rounds, values, counts in sides]
+    found = _between(*by_round, confidence=confidence)
+    if min(len(counts) for _, _, counts in sides) >= MIN_WINDOWS:
+        drawn = [at_share(values, _resampled(counts, rng), share) for _, values, counts in sides]
+        found.append(_percentiles(drawn[0] / drawn[1], confidence))
+    return _hull(whole[0] / whole[1], found)
 
 
-def rate_ratio(new: Sequence[float], old: Sequence[float], *, seed: int, confidence: float = CONFIDENCE) -> Estimate:
-    """The mean over windows of one run relative to that of another."""
+def rate_ratio(
+    new: Sequence[Sequence[float]], old: Sequence[Sequence[float]], *, seed: int, confidence: float = CONFIDENCE
+) -> Estimate:
+    """The mean over the windows of one load's rounds relative to that of another's."""
     rng = np.random.default_rng(seed)
-    sides = [np.asarray(side, np.float64) for side in (new, old)]
-    value = float(sides[0].mean() / sides[1].mean())
-    if min(len(new), len(old)) < MIN_WINDOWS:
+    sides = [np.fromiter(chain(*rounds), np.float64) for rounds in (new, old)]
+    found = _between(_means(new), _means(old), confidence=confidence)
+    if min(map(len, sides)) >= MIN_WINDOWS:
+        found.append(_percentiles(_resampled_means(sides[0], rng) / _resampled_means(sides[1], rng), confidence))
+    return _hull(float(sides[0].mean() / sides[1].mean()), found)
+
+
+def _hull(value: float, found: list[tuple[float, float]]) -> Estimate:
+    """A figure with the hull of its intervals; without any of them it has none."""
+    if not found:
         return Estimate(value)
-    return Estimate(value, *_percentiles(_resampled_means(sides[0], rng) / _resampled_means(sides[1], rng), confidence))
+    return Estimate(value, min(value, *(low for low, _ in found)), max(value, *(high for _, high in found)))
+
+
+def _between(*sides: Sequence[float], confidence: float) -> list[tuple[float, float]]:
+    """The interval of the rounds' geometric mean, or of the ratio of two; none if a side has too few rounds."""
+    logs = [np.log([value for value in side if value > 0]) for side in sides]
+    if min(map(len, logs)) < MIN_ROUNDS:
+        return []
+    mean, *other = (float(each.mean()) for each in logs)
+    parts = [float(each.var(ddof=1)) / len(each) for each in logs]
+    half = 0.0
+    if sum(parts):
+        freedom = sum(parts) ** 2 / sum(part**2 / (len(each) - 1) for part, each in zip(parts, logs, strict=True))
+        half = float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(sum(parts))
+    return [(math.exp(mean - sum(other) - half), math.exp(mean - sum(other) + half))]
+
+
+def _means(rounds: Sequence[Sequence[float]]) -> list[float]:
+    return [float(np.mean(each)) for each in rounds if len(each)]
+
+
+def _quantiles(
+    values: npt.NDArray[np.float64], counts_WK: Counts, rounds: Sequence[Sequence[Histogram]], share: float
+) -> list[float]:
+    """A quantile of each round that has answers."""
+    borders = np.cumsum([0, *map(len, rounds)])
+    totals = [counts_WK[begin:end].sum(axis=0) for begin, end in pairwise(borders)]
+    return [float(at_share(values, total_K[None, :], share)[0]) for total_K in totals if total_K.any()]
 
 
 def _aligned(windows: Sequence[Histogram]) -> tuple[npt.NDArray[np.float64], Counts]:

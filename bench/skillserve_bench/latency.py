@@ -22,7 +22,7 @@ from skillserve_bench.peers.field import Entrant, Field, Invited, named, opened_
 from skillserve_bench.peers.ranking import DEPTH, rank
 from skillserve_bench.presentation import Material, findings_of
 from skillserve_bench.report import Findings
-from skillserve_bench.scenarios.latency import SCENARIOS, Results, Stand
+from skillserve_bench.scenarios.latency import SCENARIOS, Results, Stand, run_in_turns
 from skillserve_bench.server import Server
 from skillserve_bench.supply import read_texts
 from skillserve_client.quality import Judged, read_judged
@@ -156,12 +156,10 @@ def _measure_field(
     one of them, which says nothing of its quality.
     """
     length = LENGTHS[settings.length]
+    scenarios = [each for each in SCENARIOS if each in settings.scenarios]
     stands = [Stand(generator, each.contender, settings) for each in beside.entered.entrants]
     results += [stand.results for stand in stands]
-    for scenario in SCENARIOS:
-        for stand in stands:
-            if scenario in settings.scenarios and not stand.results.problem and not generator.interrupted:
-                stand.run([scenario])
+    run_in_turns(stands, scenarios)
     for entrant in beside.entered.entrants:
         if generator.interrupted:
             break

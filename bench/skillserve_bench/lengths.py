@@ -8,12 +8,12 @@ from typing import Self
 
 from skillserve_bench.settling import LEAST_ANSWERS
 
-__all__ = ["FULL", "LEAST_WINDOWS", "LENGTHS", "MOST_STRETCH", "SHORT", "SMOKE", "Length"]
+__all__ = ["FULL", "LENGTHS", "MOST_STRETCH", "SHORT", "SMOKE", "Length"]
 
 MOST_STRETCH = 5.0
 """How many times as long a run may take for a slow contender: beyond, a measurement of many probes takes hours."""
 
-LEAST_WINDOWS = 15
+LEAST_WINDOWS, LEAST_OF_A_ROUND = 15, 5
 """Of a run whose windows are wider than usual; a third of them may be warm-up, and intervals want ten."""
 
 _ROUNDING = 1e-9
@@ -27,6 +27,9 @@ class Length:
     window_s: float
     run_s: float
     """Each run, its warm-up included."""
+    rounds: int
+    """In how many parts closed loops are run, other loads in between: what slows a machine for a minute is to meet all
+    of them, and intervals are to know of it."""
     probe_s: float
     """Each probe of the search for a rate."""
     rate_tolerance: float
@@ -42,6 +45,11 @@ class Length:
     """Of a queue that a window holds: what stands in one queue hangs together, and intervals take windows for
     independent."""
 
+    @property
+    def least_windows(self) -> int:
+        """That a run has, where windows are wider than usual."""
+        return max(LEAST_WINDOWS, LEAST_OF_A_ROUND * self.rounds)
+
     def at(self, per_s: float, *, in_flight: int = 1) -> Self:
         """The same for something that gets or answers so many requests a second, of which so many wait at a time.
 
@@ -52,10 +60,10 @@ class Length:
         if not self.least_requests:
             return self
         least_of_window = max(2 * LEAST_ANSWERS, self.least_passes * in_flight)
-        least = max(self.least_requests, LEAST_WINDOWS * self.least_passes * in_flight)
+        least = max(self.least_requests, self.least_windows * self.least_passes * in_flight)
         stretch = min(max(least / (per_s * self.run_s), 1.0), MOST_STRETCH)
         run_s = stretch * self.run_s
-        window_s = max(self.window_s, min(least_of_window / per_s, run_s / LEAST_WINDOWS))
+        window_s = max(self.window_s, min(least_of_window / per_s, run_s / self.least_windows))
         # Borders of an overload are borders of windows.
         num_windows = math.ceil(stretch * self.overload_s / window_s - _ROUNDING)
         return replace(
@@ -70,6 +78,7 @@ class Length:
 SMOKE = Length(
     window_s=0.2,
     run_s=3.0,
+    rounds=1,
     probe_s=1.5,
     rate_tolerance=0.5,
     most_probes=4,
@@ -81,6 +90,7 @@ SMOKE = Length(
 SHORT = Length(
     window_s=1.0,
     run_s=30.0,
+    rounds=4,
     probe_s=15.0,
     rate_tolerance=0.1,
     most_probes=8,
@@ -93,6 +103,7 @@ SHORT = Length(
 FULL = Length(
     window_s=1.0,
     run_s=60.0,
+    rounds=6,
     probe_s=30.0,
     rate_tolerance=0.05,
     most_probes=10,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,15 +74,16 @@ class Measurement:
     ended: str
     """`completed`, or why it ended before: then this is a part of a run."""
     settled: bool
-    """Whether three windows in a row agreed; if not, a third was left out all the same."""
+    """Whether three windows in a row agreed, in every round; if not, a third of it was left out all the same."""
     used_up: bool
     """Whether a closed loop with a duration was out of requests before its time."""
     num_warm_up: int
     """Windows left out."""
-    windows: Sequence[Window]
+    rounds: Sequence[Sequence[Window]]
+    """Windows of each time that the load was carried out."""
     window_s: float
     lag_p99_ms: float
-    """Of the whole run, warm-up included."""
+    """Of the whole run, warm-up included; of the worst round."""
     busiest: float
     """Share of one core that the busiest load process used."""
     num_workers: int
@@ -94,15 +97,45 @@ class Measurement:
     first_error: str | None
     seed: int
 
+    @classmethod
+    def joined(cls, times: Sequence[Measurement]) -> Measurement:
+        """One load that was carried out several times, as one measurement with as many rounds."""
+        first, *others = times
+        memory = [each.memory_mib for each in times if each.memory_mib is not None]
+        return replace(
+            first,
+            ended=next((each.ended for each in times if each.ended != COMPLETED), COMPLETED),
+            settled=all(each.settled for each in times),
+            used_up=any(each.used_up for each in times),
+            num_warm_up=sum(each.num_warm_up for each in times),
+            rounds=tuple(chain.from_iterable(each.rounds for each in times)),
+            lag_p99_ms=float(np.fmax.reduce([each.lag_p99_ms for each in times])),
+            busiest=max(each.busiest for each in times),
+            clock_step_s=max((each.clock_step_s for each in times), key=abs),
+            usage=Usage.mean([each.usage for each in times]),
+            memory_mib=max(memory, default=None),
+            gpu=GpuUsage.mean([each.gpu for each in times if each.gpu is not None]),
+            server={
+                role: reduce(Statistics.plus, (each.server[role] for each in others if role in each.server), statistics)
+                for role, statistics in first.server.items()
+            },
+            first_error=next((each.first_error for each in times if each.first_error), None),
+        )
+
     @property
-    def latencies(self) -> list[Histogram]:
-        """By window."""
-        return [window.latencies for window in self.windows]
+    def windows(self) -> list[Window]:
+        """Those of all rounds."""
+        return list(chain(*self.rounds))
+
+    @property
+    def latencies(self) -> list[list[Histogram]]:
+        """By round and window."""
+        return [[window.latencies for window in windows] for windows in self.rounds]
 
     @property
     def num_answered(self) -> int:
         """Requests answered."""
-        return sum(histogram.num for histogram in self.latencies)
+        return sum(window.latencies.num for window in self.windows)
 
     @property
     def num_scheduled(self) -> int:
@@ -119,19 +152,25 @@ class Measurement:
         return quantile_estimate(self.latencies, share, seed=self.seed)
 
     @property
-    def greatest_ms(self) -> float:
-        """The longest latency."""
-        return Histogram.merged(self.latencies).greatest_us / 1e3
+    def merged(self) -> Histogram:
+        """All latencies."""
+        return Histogram.merged(window.latencies for window in self.windows)
 
     @property
-    def per_window(self) -> list[float]:
-        """Sequences answered a second, by window."""
-        return [rate * self.each for rate in per_window(self.windows, self.window_s)]
+    def greatest_ms(self) -> float:
+        """The longest latency."""
+        return self.merged.greatest_us / 1e3
+
+    @property
+    def rates(self) -> list[list[float]]:
+        """Sequences answered a second, by round and window."""
+        found = [[rate * self.each for rate in per_window(windows, self.window_s)] for windows in self.rounds]
+        return [each for each in found if each]
 
     @property
     def per_s(self) -> Estimate:
         """Sequences answered a second."""
-        return mean_estimate(self.per_window, seed=self.seed)
+        return mean_estimate(self.rates, seed=self.seed)
 
     def share_within(self, bound_ms: float) -> float:
         """Share of all scheduled requests that were answered within a bound; what failed was not."""
@@ -163,7 +202,8 @@ class Measurement:
         """What a reader should know, though the figures stand."""
         found = []
         if not self.settled:
-            found.append("never settled: no three windows in a row agreed within 10 %")
+            once = len(self.rounds) == 1
+            found.append(f"{'never' if once else 'not always'} settled: no three windows in a row agreed within 10 %")
         if self.used_up:
             found.append("out of requests before its time: the run is shorter than its length says")
         if self.failures:
@@ -195,7 +235,7 @@ class Measurement:
             if answered
             else {},
             "greatest_ms": self.greatest_ms,
-            "sequences_per_s": asdict(self.per_s) if self.per_window else None,
+            "sequences_per_s": asdict(self.per_s) if self.rates else None,
             "lag_p99_ms": None if np.isnan(self.lag_p99_ms) else self.lag_p99_ms,
             "busiest_load_process": self.busiest,
             "num_load_processes": self.num_workers,
@@ -207,6 +247,7 @@ class Measurement:
             "server": self.split,
             "window_s": self.window_s,
             "windows": [window.to_dict() for window in self.windows],
+            "windows_of_rounds": [len(windows) for windows in self.rounds],
         }
 
 
@@ -247,7 +288,7 @@ def measure(
         and load.seconds is not None
         and sum(window.num_scheduled for window in run.windows) == len(payloads),
         num_warm_up=left_out,
-        windows=run.windows[left_out:],
+        rounds=(run.windows[left_out:],),
         window_s=window_s,
         lag_p99_ms=Histogram.merged(window.lags for window in run.windows).quantile_us(0.99) / 1e3,
         busiest=run.busiest,

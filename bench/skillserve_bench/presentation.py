@@ -9,8 +9,8 @@ from typing import Any
 from skillserve.settings import BenchSettings
 from skillserve_bench.beside import Beside, beside_figures, beside_method, beside_summary, beside_tables
 from skillserve_bench.charts import charts_of
-from skillserve_bench.intervals import CONFIDENCE, MIN_WINDOWS
-from skillserve_bench.lengths import LEAST_WINDOWS, LENGTHS, MOST_STRETCH
+from skillserve_bench.intervals import CONFIDENCE, MIN_ROUNDS, MIN_WINDOWS
+from skillserve_bench.lengths import LENGTHS, MOST_STRETCH
 from skillserve_bench.levels import IndexBuild
 from skillserve_bench.measurement import MOST_LAG_MS, QUANTILES, Measurement
 from skillserve_bench.report import Findings, Table, cores
@@ -136,7 +136,7 @@ def _tables(material: Material) -> list[Table]:
                 [
                     _name(each),
                     each.load,
-                    each.per_s.text(1) if each.per_window else "?",
+                    each.per_s.text(1) if each.rates else "?",
                     f"{each.lag_p99_ms:.3f}",
                     f"{each.busiest:.0%} of a core",
                     f"after {each.num_warm_up} windows" if each.settled else "no",
@@ -202,11 +202,12 @@ def _method(material: Material) -> list[str]:
     settings, length = material.settings, LENGTHS[material.settings.length]
     return [
         (
-            f"Length `{settings.length}`: runs of {length.run_s:g} s in windows of {length.window_s:g} s. Warm-up "
-            f"lasts until {AGREEING} windows in a row have medians within {TOLERANCE:.0%}, and is left out; where "
-            f"none agree, a third of the run is. Where a run would hold fewer than {length.least_requests} "
-            f"requests, everything takes longer, up to {MOST_STRETCH:g} times, in wider windows; so does a closed "
-            f"loop until {LEAST_WINDOWS} windows hold {length.least_passes} requests of each client."
+            f"Length `{settings.length}`: runs of {length.run_s:g} s in windows of {length.window_s:g} s; a closed "
+            f"loop's in {length.rounds} parts, others' in between. Warm-up lasts until {AGREEING} windows in a row "
+            f"have medians within {TOLERANCE:.0%}, and is left out; where none agree, a third is. Where a run would "
+            f"hold fewer than {length.least_requests} requests, everything takes longer, up to {MOST_STRETCH:g} times, "
+            f"in wider windows; so does a closed loop until {length.least_windows} windows hold {length.least_passes} "
+            "requests of each client."
         ),
         (
             "Latency counts from the scheduled start of a request, so a stall is seen by every request that should "
@@ -215,8 +216,9 @@ def _method(material: Material) -> list[str]:
             "processes have real-time priority where the system allows it."
         ),
         (
-            f"Intervals are the hull of order statistics and, from {MIN_WINDOWS} windows on, of a bootstrap over "
-            "windows; `?` is an end that so few answers do not bound. A maximum has none."
+            f"Intervals are the hull of order statistics, of a bootstrap over windows ({MIN_WINDOWS} or more), and of "
+            f"Student's interval of a closed loop's parts ({MIN_ROUNDS} or more); `?` is an end that so few answers do "
+            "not bound. A maximum has none."
         ),
         (
             "single: one client, one sequence a request. multi: one client, 20 sequences (pairs) a request. "

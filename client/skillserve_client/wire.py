@@ -192,6 +192,19 @@ class Statistics:
             batch_sizes={size: num for size, num in sorted(sizes.items()) if num},
         )
 
+    def plus(self, other: Statistics) -> Statistics:
+        """What happened in two stretches of time."""
+        return Statistics(
+            num_requests=self.num_requests + other.num_requests,
+            num_failed=self.num_failed + other.num_failed,
+            num_executions=self.num_executions + other.num_executions,
+            queue_ms=self.queue_ms + other.queue_ms,
+            compute_ms=self.compute_ms + other.compute_ms,
+            input_ms=self.input_ms + other.input_ms,
+            output_ms=self.output_ms + other.output_ms,
+            batch_sizes=dict(sorted((Counter(self.batch_sizes) + Counter(other.batch_sizes)).items())),
+        )
+
     @classmethod
     def from_messages(cls, messages: Iterable[Any]) -> Self:  # protobuf's, which only one module may import
         """Sum statistics messages, one of each server, over the versions of their model."""

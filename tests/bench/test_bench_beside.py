@@ -51,7 +51,7 @@ def single(name: str, median_ms: float) -> Measurement:
         settled=True,
         used_up=False,
         num_warm_up=3,
-        windows=windows,
+        rounds=[windows],
         window_s=0.5,
         lag_p99_ms=0.1,
         busiest=0.1,

@@ -71,7 +71,7 @@ def measurement(scenario: str, median_ms: float = 10.0, *, seed: int = 1, rate: 
         settled=True,
         used_up=False,
         num_warm_up=3,
-        windows=windows,
+        rounds=[windows],
         window_s=WINDOW_S,
         lag_p99_ms=0.2,
         busiest=0.3,
@@ -152,7 +152,7 @@ def test_a_stepped_clock_and_failures_are_remarked_and_a_partial_run_is_marked()
     stepped = replace(measurement("single"), clock_step_s=-3_600.0, settled=False)
     assert any("set by -3600.0 s" in remark for remark in stepped.remarks)
     assert any("never settled" in remark for remark in stepped.remarks)
-    shed = replace(measurement("single"), windows=[window(0, [1.0], {"ServerOverloaded": 3})], first_error="full")
+    shed = replace(measurement("single"), rounds=[[window(0, [1.0], {"ServerOverloaded": 3})]], first_error="full")
     assert shed.remarks == ["failed: 3 ServerOverloaded (first: full)"]
     assert shed.share_within(100.0) == 0.25
     partial = replace(material(), interrupted=True)
@@ -169,12 +169,12 @@ def test_an_overload_is_weighed_by_what_was_scheduled_in_it() -> None:
     windows += [window(i, [10.0] * 4 + [500.0] * 6, {"ServerOverloaded": 8, "DeadlineExceeded": 2}) for i in (2, 3)]
     windows += [window(4, [500.0] * 10), window(5, [10.0] * 10), window(6, [500.0] * 10)]
     windows += [window(i, [10.0] * 10) for i in range(7, 10)]
-    run = replace(measurement("overload 2x"), windows=windows)
+    run = replace(measurement("overload 2x"), rounds=[windows])
     found = weigh_overload(run, factor=2.0, begin_s=1.0, end_s=2.0, wanted_share=0.99, bound_ms=100.0)
     assert (found.offered_per_s, found.goodput_per_s) == (40.0, 8.0)
     assert (found.shed_share, found.late_share, found.failed_share) == (0.4, 0.3, 0.1)
     assert (found.recovery_s, found.watched_s) == (1.5, 3.0)  # window 5 was a lull, not a recovery
-    never = replace(run, windows=windows[:7])
+    never = replace(run, rounds=[windows[:7]])
     assert (
         weigh_overload(never, factor=2.0, begin_s=1.0, end_s=2.0, wanted_share=0.99, bound_ms=100.0).recovery_s is None
     )
@@ -206,6 +206,41 @@ def test_twice_the_latency_is_a_regression_and_the_reverse_is_none(
     assert p50["regression"]
     assert compared(capsys, new, old)[0] == 0
     assert compared(capsys, old, new, "--regression-share", 3)[0] == 0
+
+
+def in_rounds(levels_ms: list[float]) -> Material:
+    """Lone requests, a round at each level."""
+    found = material()
+    times = [measurement("single", level, seed=i) for i, level in enumerate(levels_ms)]
+    found.results[0].measurements[0] = Measurement.joined(times)
+    return found
+
+
+def test_rounds_of_a_load_are_one_measurement() -> None:
+    times = [measurement("single", level, seed=i) for i, level in enumerate([10.0, 20.0, 10.0])]
+    times[1] = replace(
+        times[1], lag_p99_ms=0.9, settled=False, memory_mib=None, usage=Usage(client=0.4, server=0.2, others=0.4)
+    )
+    found = Measurement.joined(times)
+    assert [len(windows) for windows in found.rounds] == [20, 20, 20]
+    assert (found.num_answered, found.lag_p99_ms, found.settled, found.memory_mib) == (1_200, 0.9, False, 200.0)
+    assert found.usage == Usage(client=pytest.approx(0.2), server=pytest.approx(0.6), others=pytest.approx(0.2))
+    assert (found.server["embedder"].num_requests, found.server["embedder"].batch_sizes[3]) == (3_600, 600)
+    assert any("not always settled" in remark for remark in found.remarks)
+    assert Measurement.joined([times[0], replace(times[2], ended="Ctrl-C")]).objections == ["partial: Ctrl-C"]
+
+
+def test_a_machine_that_was_slow_in_some_rounds_is_no_regression(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = written(tmp_path, "old.json", in_rounds([10.0, 17.0, 10.0, 10.0]))
+    new = written(tmp_path, "new.json", in_rounds([17.0, 17.0, 10.0, 17.0]))
+    assert compared(capsys, old, new)[0] == 0
+    content = new.read_text()
+    flat = json.loads(content)
+    del flat["figures"]["levels"]["embedder"]["measurements"]["single"]["windows_of_rounds"]
+    new.write_text(json.dumps(flat))  # as an earlier release wrote it
+    assert compared(capsys, old, new)[0] == 1
 
 
 def test_other_accidents_of_the_same_latencies_are_no_regression(
@@ -310,6 +345,7 @@ def test_statistics_between_two_moments_are_differences() -> None:
     between = late.since(early)
     assert (between.num_requests, between.num_executions, between.batch_sizes) == (6, 2, {3: 2})
     assert (between.queue_ms, between.compute_ms) == (4.0, 7.0)
+    assert early.plus(between) == late
 
 
 def test_without_a_gpu_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from skillserve_bench.load.generator import Generator
 from skillserve_bench.load.target import Send
 from skillserve_bench.measurement import Contender
 from skillserve_bench.scenarios import latency
-from skillserve_bench.scenarios.latency import Stand
+from skillserve_bench.scenarios.latency import Stand, run_in_turns
 
 EACH_S = 0.15
 """Of every answer of a slow contender; a pilot of a second sees enough of them."""
@@ -163,6 +163,36 @@ def test_a_bound_may_be_a_multiple_of_what_lone_requests_take() -> None:
     assert results.bound_ms == pytest.approx(10 * lone.latency_ms(0.5).value)
     assert results.bound_ms > 10 * 1e3 * EACH_S * 0.99
     assert results.server_rate is not None
+
+
+def test_steady_loads_are_carried_out_in_rounds_and_in_turns() -> None:
+    length = replace(SMOKE, least_requests=0, run_s=0.6, rounds=3)
+    supplies = {name: Numbered() for name in ("one", "other")}
+    with Generator(num_workers=1) as generator:
+        stands = [
+            Stand(generator, Contender(name=name, target=Slow(EACH_S), supply=supply), BenchSettings(), length=length)
+            for name, supply in supplies.items()
+        ]
+        run_in_turns(stands, ["single", "offline"])
+    for stand in stands:
+        assert stand.results.problem is None
+        assert [each.scenario for each in stand.results.measurements] == ["single", "offline"]
+        for found in stand.results.measurements:
+            assert len(found.rounds) == 3
+            assert found.num_answered == sum(window.latencies.num for windows in found.rounds for window in windows)
+    for supply in supplies.values():
+        assert len(supply.taken) == 8  # a pilot each, and three rounds
+
+
+def test_server_and_overload_find_what_they_need_in_steady_loads() -> None:
+    contender = Contender(name="ours", target=Slow(EACH_S), supply=Numbered())
+    with Generator(num_workers=1) as generator:
+        bound, factor = (
+            Stand(generator, contender, BenchSettings(bound_factor=each), length=SMOKE) for each in (None, 10.0)
+        )
+    assert bound.needs(["server"]) == ["saturation"]
+    assert factor.needs(["overload"]) == ["single", "saturation"]
+    assert factor.needs(["multi", "offline"]) == ["offline"]  # of one sequence a request there is no multi
 
 
 def test_what_answers_nothing_ends_at_the_pilot(monkeypatch: pytest.MonkeyPatch) -> None:

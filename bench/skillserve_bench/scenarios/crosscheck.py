@@ -101,7 +101,7 @@ def run_crosscheck(
         sent.write_text(json.dumps(perf_analyzer_input(workload.sequences)), encoding="utf-8")
 
         def ours(_number: int) -> Seen:
-            stand = Stand(generator, contender, settings, length=replace(SHORT, run_s=seconds))
+            stand = Stand(generator, contender, settings, length=replace(SHORT, run_s=seconds, rounds=1))
             results = stand.run(["offline"])
             if generator.interrupted:
                 raise KeyboardInterrupt

@@ -7,7 +7,7 @@ the report. Every measurement uses requests that no other one used.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -26,21 +26,26 @@ __all__ = [
     "MOST_CONFIRMATIONS",
     "OVERLOADS",
     "SCENARIOS",
+    "STEADY",
     "WANTED_SHARE",
     "Results",
     "Scenario",
     "Stand",
     "keeps_bound",
+    "run_in_turns",
 ]
 
 Scenario = Literal["single", "multi", "offline", "server", "overload"]
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
+Steady = Literal["single", "multi", "offline", "saturation"]
+"""Closed loops, whose load is the same all the time; `saturation` is what `server` and `overload` find rates from."""
+STEADY: tuple[Steady, ...] = get_args(Steady)
 
 OVERLOADS = (1.5, 2.0)
 _BESIDE = 0.5
 """Share of the saturation rate before and after an overload."""
 _PILOT_S, _LONG_PILOT_S = 1.0, 10.0
-_SPARE = 1.5
+_SPARE = 2.0
 """Requests that a closed loop is given, relative to those that the pilot lets expect."""
 _LEAST = 50
 _MORE, _MORE_TRIES = 4, 3
@@ -95,48 +100,72 @@ class Stand:
         self._generator, self._contender, self._settings = generator, contender, settings
         self._length: Length = length or LENGTHS[settings.length]
         self._seeds = itertools.count(settings.seed)  # one for each schedule
+        self._times: dict[Steady, list[Measurement]] = {}
+        self._paces: dict[Steady, float] = {}
+        """Requests a second, as a pilot saw them."""
         self.results = Results(contender=contender.name, bound_ms=settings.bound_ms)
 
     def run(self, scenarios: Sequence[Scenario]) -> Results:
-        """Carry the scenarios out, in their order. An error or Ctrl-C ends them; the results say why, and stand."""
-        steps: dict[Scenario, Callable[[], object]] = {
-            "single": self._single,
-            "multi": self._multi,
-            "offline": self._offline,
-            "server": self._server,
-            "overload": self._overload,
-        }
+        """Carry the scenarios out on this contender alone, see `run_in_turns`."""
+        run_in_turns([self], scenarios)
+        return self.results
+
+    @property
+    def num_rounds(self) -> int:
+        """How often steady loads are carried out."""
+        return self._length.rounds
+
+    def needs(self, scenarios: Sequence[Scenario]) -> list[Steady]:
+        """The steady loads that scenarios consist of, or find bounds and rates from."""
+        found: set[str] = set(scenarios)
+        if {"server", "overload"} & found:
+            found |= {"saturation"} if self._settings.bound_factor is None else {"saturation", "single"}
+        return [each for each in STEADY if each in found and (each != "multi" or self._contender.multi > 1)]
+
+    def attempt(self, step: Steady | Scenario) -> None:
+        """One round of a steady load, or a whole scenario of another kind.
+
+        An error or Ctrl-C ends what is measured here; the results say why, and stand.
+        """
+        if self.results.problem or self._generator.interrupted:
+            return
         try:
-            for scenario in SCENARIOS:
-                if scenario in scenarios:
-                    steps[scenario]()
+            match step:
+                case "server":
+                    self._server()
+                case "overload":
+                    self._overload()
+                case _:
+                    self._steady(step)
         except _Ended as ended:
             self.results.problem = str(ended)
         except SkillserveError as error:
             self.results.problem = str(error)
-        return self.results
 
-    def _single(self) -> None:
-        """Lone requests; where the bound is a multiple of their median, it is known from here on."""
-        found = self._closed("single", num_clients=1)
+    def _steady(self, load: Steady) -> None:
+        """One more round of a closed loop; what bounds and rates are found from is known ever better."""
+        num_clients = 1 if load in ("single", "multi") else self._settings.num_clients
+        each = {"multi": self._contender.multi, "offline": self._contender.bulk}.get(load, 1)
+        times = self._times.setdefault(load, [])
+        times.append(self._closed(load, num_clients=num_clients, each=each))
+        found = Measurement.joined(times)
+        measurements = self.results.measurements
+        at = next((i for i, each in enumerate(measurements) if each.scenario == load), len(measurements))
+        measurements[at : at + 1] = [found]
+        self._checked(found)
         factor = self._settings.bound_factor
-        if factor is None:
-            return
-        if not found.num_answered:
-            raise _Ended("single: no answer to find a bound from")
-        self.results.bound_ms = factor * found.latency_ms(0.5).value
-
-    def _multi(self) -> None:
-        if self._contender.multi > 1:
-            self._closed("multi", num_clients=1, each=self._contender.multi)
-
-    def _offline(self) -> None:
-        self._closed("offline", num_clients=self._settings.num_clients, each=self._contender.bulk)
+        if load == "single" and factor is not None:
+            if not found.num_answered:
+                raise _Ended("single: no answer to find a bound from")
+            self.results.bound_ms = factor * found.latency_ms(0.5).value
+        if load == "saturation":
+            if not found.per_s.value > 0:  # nan, too
+                raise _Ended("saturation: too few answers to find a rate from")
+            self.results.saturation_per_s = found.per_s.value
 
     def _server(self) -> None:
         """Bisect, then confirm what was found with a longer run."""
-        self._require_bound()
-        start = self._saturation() * _START
+        start = self._saturation * _START
         self.results.bracket = bracket = search_rate(
             self._probe, start=start, tolerance=self._length.rate_tolerance, most_probes=self._length.most_probes
         )
@@ -151,8 +180,7 @@ class Stand:
             rate = (rate or 0.0) / (1 + self._length.rate_tolerance)
 
     def _overload(self) -> None:
-        self._require_bound()
-        saturation = self._saturation()
+        saturation = self._saturation
         seconds = self._length.at(_BESIDE * saturation).overload_s
         for factor in OVERLOADS:
             phases = [
@@ -183,36 +211,29 @@ class Stand:
         alone = rate * median_ms / 1e3 < _ALONE  # requests hardly meet: what they take, they take alone
         return None if alone and median_ms > self.results.bound_ms else False
 
-    def _require_bound(self) -> None:
-        """Ask lone requests for the bound, where it comes from them and they were not asked for."""
-        if self._settings.bound_factor is not None and all(
-            each.scenario != "single" for each in self.results.measurements
-        ):
-            self._single()
-
+    @property
     def _saturation(self) -> float:
-        """Requests a second that saturated clients get; measured once."""
+        """Requests a second that saturated clients got."""
         if self.results.saturation_per_s is None:
-            found = self._closed("saturation", num_clients=self._settings.num_clients)
-            if not found.per_s.value > 0:  # nan, too
-                raise _Ended("saturation: too few answers to find a rate from")
-            self.results.saturation_per_s = found.per_s.value
+            raise _Ended("saturation: not measured")
         return self.results.saturation_per_s
 
-    def _closed(self, scenario: str, *, num_clients: int, each: int = 1) -> Measurement:
-        """A closed loop for the length of a run, with as many requests as a pilot lets expect, and some to spare."""
-        per_s = self._pilot(num_clients, each)
+    def _closed(self, scenario: Steady, *, num_clients: int, each: int) -> Measurement:
+        """A closed loop for one round, with as many requests as a pilot lets expect, and some to spare."""
+        if scenario not in self._paces:
+            self._paces[scenario] = self._pilot(num_clients, each)
+        per_s = self._paces[scenario]
         length = self._length.at(per_s, in_flight=num_clients)
-        load = ClosedLoop(num_clients=num_clients, seconds=length.run_s)
-        num = max(round(per_s * length.run_s * _SPARE), _LEAST)
+        seconds = length.run_s / length.rounds
+        load = ClosedLoop(num_clients=num_clients, seconds=seconds)
+        num = max(round(per_s * seconds * _SPARE), _LEAST)
         found = self._measured(scenario, load, self._contender.supply.take(num, each=each), length, each=each)
         for _ in range(_MORE_TRIES):
             if not found.used_up:
                 break
             num *= _MORE  # the pilot met a server, or a machine, that was slower than it is
             found = self._measured(scenario, load, self._contender.supply.take(num, each=each), length, each=each)
-        self.results.measurements.append(found)
-        return self._checked(found)
+        return found
 
     def _pilot(self, num_clients: int, each: int) -> float:
         """Requests a second of a closed loop, roughly; more than 0. A second one is longer, if the first saw little.
@@ -272,3 +293,17 @@ class Stand:
                 self.results.measurements.append(found)
             raise _Ended(f"{found.scenario}: {found.ended}")
         return found
+
+
+def run_in_turns(stands: Sequence[Stand], scenarios: Sequence[Scenario]) -> None:
+    """Carry scenarios out on contenders in turns: steady loads in rounds, then the others one by one."""
+    needed = [(stand, stand.needs(scenarios)) for stand in stands]
+    for _ in range(max(stand.num_rounds for stand in stands)):
+        for load in STEADY:
+            for stand, loads in needed:
+                if load in loads:
+                    stand.attempt(load)
+    for scenario in ("server", "overload"):
+        for stand in stands:
+            if scenario in scenarios:
+                stand.attempt(scenario)

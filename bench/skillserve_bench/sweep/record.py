@@ -122,7 +122,7 @@ def _point_figures(trial: Trial, fronts: Sequence[Front]) -> dict[str, Any]:
         "latency_ms": {name: asdict(trial.latency_ms(share)) for name, share in (("p50", 0.5), ("p90", LATENCY_SHARE))}
         if any(each.num_answered for each in trial.lone)
         else {},
-        "searches_per_s": asdict(trial.per_s) if any(each.per_window for each in trial.many) else None,
+        "searches_per_s": asdict(trial.per_s) if any(each.rates for each in trial.many) else None,
         "ndcg@10": None if mean is None else {name: value / 100 for name, value in asdict(mean).items()},
         "fronts": {front.profile: front.remark(trial) for front in fronts},
     }

@@ -56,9 +56,8 @@ class Trial:
     @property
     def per_s(self) -> Estimate:
         """Searches a second of many clients, over all rounds."""
-        return mean_estimate(
-            [rate for each in self.many for rate in each.per_window], seed=self.many[0].seed if self.many else 0
-        )
+        rounds = [rates for each in self.many for rates in each.rates]
+        return mean_estimate(rounds, seed=self.many[0].seed if self.many else 0)
 
     @property
     def objections(self) -> list[str]:
@@ -102,7 +101,7 @@ class Course:
         """Repository → folder of its bundles."""
         self._sweep, self._bench, self._client, self._index = sweep, bench, client, index
         self._length: Length = replace(
-            FULL, window_s=sweep.seconds / WINDOWS_OF_A_LOAD, run_s=sweep.seconds, least_requests=0
+            FULL, window_s=sweep.seconds / WINDOWS_OF_A_LOAD, run_s=sweep.seconds, least_requests=0, rounds=1
         )
         self._rankings: dict[tuple[Path, int, int], Ranking] = {}
 
@@ -188,5 +187,5 @@ class Course:
 
 
 def _latency(found: Sequence[Measurement], share: float) -> Estimate:
-    windows = [histogram for each in found for histogram in each.latencies]
-    return quantile_estimate(windows, share, seed=found[0].seed if found else 0)
+    rounds = [windows for each in found for windows in each.latencies]
+    return quantile_estimate(rounds, share, seed=found[0].seed if found else 0)

@@ -1,9 +1,10 @@
 """Two reports of `skillserve bench latency`, as ratios with intervals.
 
 A figure is a regression if it is worse by more than the share AND its interval excludes 1: a difference that is both
-too large and not an accident of these runs. With fewer than ten windows on a side there is no interval, and the
-ratio alone decides. Of so many ratios some 95 % intervals would exclude 1 by accident; so each has the confidence
-that makes it 95 % for all together (Bonferroni). Runs that are partial or invalid are named and not judged.
+too large and not an accident of these runs. With fewer than ten windows on a side, and fewer than three rounds, there
+is no interval, and the ratio alone decides. Of so many ratios some 95 % intervals would exclude 1 by accident; so each
+has the confidence that makes it 95 % for all together (Bonferroni). Runs that are partial or invalid are named and not
+judged.
 """
 
 from __future__ import annotations
@@ -117,11 +118,9 @@ def compare_reports(new: Mapping[str, Any], old: Mapping[str, Any], *, share: fl
             ratio = rate_ratio(rates[0], rates[1], seed=seed, confidence=confidence)
             ratios.append(_judged(level, name, "requests/s", ratio, share, more_is_worse=False))
     for level in new["figures"]["levels"].keys() & old["figures"]["levels"].keys():
-        found = [report["figures"]["levels"][level]["server_rate_per_s"] for report in (new, old)]
-        if all(found) and _bound(new) == _bound(old):
-            # Known to the width of a bracket; an interval would claim more.
-            ratio = Estimate(found[0] / found[1])
-            ratios.append(_judged(level, "server", "highest rate", ratio, share, more_is_worse=False))
+        ratio_of_rates = _bracketed(*(report["figures"]["levels"][level] for report in (new, old)))
+        if ratio_of_rates is not None and _bound(new) == _bound(old):
+            ratios.append(_judged(level, "server", "highest rate", ratio_of_rates, share, more_is_worse=False))
     if not ratios:
         raise UsageError(
             "the two reports",
@@ -137,6 +136,19 @@ def _rounds(found: Mapping[str, Any]) -> list[list[Window]]:
     windows = [Window.from_dict(window) for window in found["windows"]]
     borders = itertools.accumulate(found.get("windows_of_rounds", [len(windows)]), initial=0)
     return [windows[begin:end] for begin, end in itertools.pairwise(borders)]
+
+
+def _bracketed(new: Mapping[str, Any], old: Mapping[str, Any]) -> Estimate | None:
+    """Ratio of the highest rates, None where a level has none.
+
+    Either lies between what was kept and the least that failed: so does the ratio, with no confidence to name.
+    """
+    kept = [level["server_rate_per_s"] for level in (new, old)]
+    if not all(kept):
+        return None
+    failed = [(level.get("bracket") or {}).get("failed") for level in (new, old)]
+    low = None if failed[1] is None else kept[0] / failed[1]
+    return Estimate(kept[0] / kept[1], low, None if failed[0] is None else failed[0] / kept[1])
 
 
 def _bound(report: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -230,7 +230,7 @@ def _method(material: Material) -> list[str]:
             f"requests are answered within {settings.bound}; failures count as late. Bisection from 0.7 of "
             f"saturation, probes of {length.probe_s:g} s, until the bracket is within {length.rate_tolerance:.0%} or "
             f"after {length.most_probes} probes; then confirmed by a run of {length.run_s:g} s with another seed, up "
-            f"to {MOST_CONFIRMATIONS} times, each time {length.rate_tolerance:.0%} lower."
+            f"to {MOST_CONFIRMATIONS} times: {length.rate_tolerance:.0%} lower, then by twice as much, and so on."
         ),
         (
             f"overload: {length.overload_s:g} s at {' and '.join(f'{factor:g}' for factor in OVERLOADS)} times the "

@@ -5,7 +5,8 @@ A probe passes if at least the wanted share of its scheduled requests was answer
 that quantile is within the bound, and what failed counts as late. The search ends when the least rate that failed is
 at most `tolerance` above the greatest that passed, or after `most_probes`. Noise lets a rate pass that the system does
 not keep, the more so the more probes there are; so the rate found is measured once more, with another seed
-and longer, and while it fails, the next lower one by `tolerance` is tried.
+and longer, and while it fails, a lower one is tried: by `tolerance`, by twice as much, and so on, since a machine that
+has become slow since fails at every rate near the one that was found.
 """
 
 from __future__ import annotations

@@ -269,6 +269,21 @@ def test_rates_are_compared_where_they_kept_the_same_bound(
     assert any("bound_factor differs" in remark for remark in found["remarks"]) != judged
 
 
+@pytest.mark.parametrize(("failed", "code"), [(84.0, 1), (None, 1), (92.0, 0)])
+def test_a_lower_rate_is_a_regression_beyond_what_the_search_left_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], failed: float | None, code: int
+) -> None:
+    """The old one kept 90 requests a second, and failed at 94; the new one kept 80."""
+    old, new = material(), material(seed=50)
+    old.results[0].server_rate, old.results[0].bracket = 90.0, Bracket(90.0, 94.0, 6)
+    new.results[0].bracket = Bracket(80.0, failed, 6)
+    found = compared(capsys, written(tmp_path, "old.json", old), written(tmp_path, "new.json", new))
+    assert found[0] == code
+    ratio = next(each["ratio"] for each in found[1]["ratios"] if each["figure"] == "highest rate")
+    assert ratio["low"] == pytest.approx(80 / 94)
+    assert ratio["high"] == (None if failed is None else pytest.approx(failed / 90))
+
+
 def test_invalid_runs_are_named_and_not_judged_and_strange_files_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

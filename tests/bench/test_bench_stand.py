@@ -15,7 +15,7 @@ from skillserve.settings import BenchSettings
 from skillserve_bench.lengths import SMOKE
 from skillserve_bench.load.generator import Generator
 from skillserve_bench.load.target import Send
-from skillserve_bench.measurement import Contender
+from skillserve_bench.measurement import Contender, Measurement
 from skillserve_bench.scenarios import latency
 from skillserve_bench.scenarios.latency import Stand, run_in_turns
 
@@ -163,6 +163,27 @@ def test_a_bound_may_be_a_multiple_of_what_lone_requests_take() -> None:
     assert results.bound_ms == pytest.approx(10 * lone.latency_ms(0.5).value)
     assert results.bound_ms > 10 * 1e3 * EACH_S * 0.99
     assert results.server_rate is not None
+
+
+def test_a_rate_that_is_not_confirmed_is_left_in_growing_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has become half as fast since the search."""
+
+    def kept(found: Measurement, _bound_ms: float) -> bool:
+        return (found.offered_per_s or 0.0) <= (8.0 if found.scenario == "server" else 16.0)
+
+    monkeypatch.setattr(latency, "keeps_bound", kept)
+    length = replace(SMOKE, run_s=1.0, rate_tolerance=0.25, most_probes=10)
+    with Generator(num_workers=1) as generator:
+        contender = Contender(name="slowing", target=Slow(EACH_S), supply=Numbered())
+        results = Stand(generator, contender, BenchSettings(num_clients=1), length=length).run(["server"])
+    assert results.bracket is not None
+    assert results.bracket.passed is not None
+    steps = [each.offered_per_s for each in results.probes if each.scenario == "server"]
+    assert steps == pytest.approx([results.bracket.passed / by for by in (1.0, 1.25, 1.25 * 1.5)][: len(steps)])
+    assert results.server_rate == pytest.approx(
+        results.bracket.passed / [1.25, 1.25 * 1.5, 1.25 * 1.5 * 2][len(steps) - 1]
+    )
+    assert 4.0 < results.server_rate <= 8.0
 
 
 def test_steady_loads_are_carried_out_in_rounds_and_in_turns() -> None:

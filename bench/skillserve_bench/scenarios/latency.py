@@ -164,20 +164,20 @@ class Stand:
             self.results.saturation_per_s = found.per_s.value
 
     def _server(self) -> None:
-        """Bisect, then confirm what was found with a longer run."""
+        """Bisect, then confirm what was found with a longer run; while that fails, go down in growing steps."""
         start = self._saturation * _START
         self.results.bracket = bracket = search_rate(
             self._probe, start=start, tolerance=self._length.rate_tolerance, most_probes=self._length.most_probes
         )
         rate = bracket.passed
-        for _ in range(MOST_CONFIRMATIONS if rate is not None else 0):
+        for i in range(MOST_CONFIRMATIONS if rate is not None else 0):
             confirmed = self._open("server", [Phase(rate or 0.0, self._length.at(rate or 0.0).run_s)])
             if keeps_bound(confirmed, self.results.bound_ms):
                 self.results.server_rate = rate
                 self.results.measurements.append(confirmed)
                 return
             self.results.probes.append(confirmed)
-            rate = (rate or 0.0) / (1 + self._length.rate_tolerance)
+            rate = (rate or 0.0) / (1 + 2**i * self._length.rate_tolerance)
 
     def _overload(self) -> None:
         saturation = self._saturation

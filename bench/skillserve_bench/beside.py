@@ -103,9 +103,9 @@ def beside_method(beside: Beside) -> list[str]:
     """How peers were measured."""
     lines = [
         (
-            "Peers: each scenario is carried out on all contenders in turns, ours first, on the same cores, by the "
-            "same load processes, with the same requests in the same order. All are started before the first, and "
-            "idle while another is measured."
+            "Peers: each part of a scenario is carried out on all contenders in turns, ours first and every other time "
+            "last, on the same cores, by the same load processes, with the same requests in the same order. All are "
+            "started before the first, and idle while another is measured."
         ),
         (
             "Daemons of peers get texts and give ids, one line each over TCP on loopback, in an environment of their "

@@ -118,9 +118,14 @@ def compare_reports(new: Mapping[str, Any], old: Mapping[str, Any], *, share: fl
             ratio = rate_ratio(rates[0], rates[1], seed=seed, confidence=confidence)
             ratios.append(_judged(level, name, "requests/s", ratio, share, more_is_worse=False))
     for level in new["figures"]["levels"].keys() & old["figures"]["levels"].keys():
-        ratio_of_rates = _bracketed(*(report["figures"]["levels"][level] for report in (new, old)))
-        if ratio_of_rates is not None and _bound(new) == _bound(old):
-            ratios.append(_judged(level, "server", "highest rate", ratio_of_rates, share, more_is_worse=False))
+        loads = [report["figures"]["levels"][level] for report in (new, old)]
+        if not all(each["server_rate_per_s"] for each in loads) or _bound(new) != _bound(old):
+            continue
+        bracketed = _bracketed(*loads)
+        if bracketed.high is None:
+            remarks.append(f"{level}, server: not compared, the second report's search ended before a rate failed")
+        else:
+            ratios.append(_judged(level, "server", "highest rate", bracketed, share, more_is_worse=False))
     if not ratios:
         raise UsageError(
             "the two reports",
@@ -138,15 +143,14 @@ def _rounds(found: Mapping[str, Any]) -> list[list[Window]]:
     return [windows[begin:end] for begin, end in itertools.pairwise(borders)]
 
 
-def _bracketed(new: Mapping[str, Any], old: Mapping[str, Any]) -> Estimate | None:
-    """Ratio of the highest rates, None where a level has none.
+def _bracketed(new: Mapping[str, Any], old: Mapping[str, Any]) -> Estimate:
+    """Ratio of the highest rates.
 
     Either lies between what was kept and the least that failed: so does the ratio, with no confidence to name.
+    Reports of earlier releases say of that only what the search found.
     """
     kept = [level["server_rate_per_s"] for level in (new, old)]
-    if not all(kept):
-        return None
-    failed = [(level.get("bracket") or {}).get("failed") for level in (new, old)]
+    failed = [level.get("server_refused_per_s", (level.get("bracket") or {}).get("failed")) for level in (new, old)]
     low = None if failed[1] is None else kept[0] / failed[1]
     return Estimate(kept[0] / kept[1], low, None if failed[0] is None else failed[0] / kept[1])
 

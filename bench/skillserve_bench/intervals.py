@@ -101,13 +101,15 @@ def quantile_estimate(
     low, high = (
         None if rank is None else float(values[np.searchsorted(sums_K, rank)]) for rank in order_statistics(num, share)
     )
-    if low is not None and high is not None:
-        found = [(low, high)]
-        if len(counts_WK) >= MIN_WINDOWS:
-            found.append(_percentiles(at_share(values, _resampled(counts_WK, np.random.default_rng(seed)), share)))
-        found += _between(_quantiles(values, counts_WK, rounds, share), confidence=CONFIDENCE)
-        low, high = _hull(value, found).ends
-    return Estimate(value * scale, None if low is None else low * scale, None if high is None else high * scale)
+    found = _between(_quantiles(values, counts_WK, rounds, share), confidence=CONFIDENCE)
+    if low is not None and high is not None and len(counts_WK) >= MIN_WINDOWS:
+        found.append(_percentiles(at_share(values, _resampled(counts_WK, np.random.default_rng(seed)), share)))
+    lows, highs = ([end for end, _ in found], [end for _, end in found])
+    return Estimate(
+        value * scale,
+        None if low is None else scale * min([value, low, *lows]),
+        None if high is None else scale * max([value, high, *highs]),
+    )
 
 
 def mean_estimate(rounds: Sequence[Sequence[float]], *, seed: int) -> Estimate:
@@ -161,10 +163,13 @@ def _hull(value: float, found: list[tuple[float, float]]) -> Estimate:
 
 
 def _between(*sides: Sequence[float], confidence: float) -> list[tuple[float, float]]:
-    """The interval of the rounds' geometric mean, or of the ratio of two; none if a side has too few rounds."""
-    logs = [np.log([value for value in side if value > 0]) for side in sides]
-    if min(map(len, logs)) < MIN_ROUNDS:
+    """The interval of the rounds' geometric mean, or of the ratio of two.
+
+    None if a side has too few rounds, or one in which nothing happened, which has no logarithm.
+    """
+    if min(map(len, sides)) < MIN_ROUNDS or not all(map(all, sides)):
         return []
+    logs = [np.log(side) for side in sides]
     mean, *other = (float(each.mean()) for each in logs)
     parts = [float(each.var(ddof=1)) / len(each) for each in logs]
     half = 0.0
@@ -181,10 +186,12 @@ def _means(rounds: Sequence[Sequence[float]]) -> list[float]:
 def _quantiles(
     values: npt.NDArray[np.float64], counts_WK: Counts, rounds: Sequence[Sequence[Histogram]], share: float
 ) -> list[float]:
-    """A quantile of each round that has answers."""
+    """A quantile of each round; none if a round has so few answers that it would be its greatest."""
     borders = np.cumsum([0, *map(len, rounds)])
     totals = [counts_WK[begin:end].sum(axis=0) for begin, end in pairwise(borders)]
-    return [float(at_share(values, total_K[None, :], share)[0]) for total_K in totals if total_K.any()]
+    if any(total_K.sum() * (1 - share) < 1 for total_K in totals):
+        return []
+    return [float(at_share(values, total_K[None, :], share)[0]) for total_K in totals]
 
 
 def _aligned(windows: Sequence[Histogram]) -> tuple[npt.NDArray[np.float64], Counts]:

@@ -13,8 +13,9 @@ __all__ = ["FULL", "LENGTHS", "MOST_STRETCH", "SHORT", "SMOKE", "Length"]
 MOST_STRETCH = 5.0
 """How many times as long a run may take for a slow contender: beyond, a measurement of many probes takes hours."""
 
-LEAST_WINDOWS, LEAST_OF_A_ROUND = 15, 5
-"""Of a run whose windows are wider than usual; a third of them may be warm-up, and intervals want ten."""
+LEAST_WINDOWS, LEAST_OF_A_ROUND = 15, 7
+"""Of a run whose windows are wider than usual, and of each of its rounds, of which three or four may be warm-up and the
+last is not whole: intervals want ten."""
 
 _ROUNDING = 1e-9
 """Three windows of a tenth of a second are a little more than 0.3."""
@@ -47,11 +48,11 @@ class Length:
 
     @property
     def least_windows(self) -> int:
-        """That a run has, where windows are wider than usual."""
+        """That a closed loop has, where windows are wider than usual."""
         return max(LEAST_WINDOWS, LEAST_OF_A_ROUND * self.rounds)
 
-    def at(self, per_s: float, *, in_flight: int = 1) -> Self:
-        """The same for something that gets or answers so many requests a second, of which so many wait at a time.
+    def at(self, per_s: float, *, num_clients: int | None = None) -> Self:
+        """The same for something that gets or answers so many requests a second; clients are those of a closed loop.
 
         Where a run would hold too few of them, everything takes longer, by one factor; and windows are wider, since a
         window of few answers has no median, and one that is shorter than the queue depends on its neighbours, but not
@@ -59,11 +60,11 @@ class Length:
         """
         if not self.least_requests:
             return self
-        least_of_window = max(2 * LEAST_ANSWERS, self.least_passes * in_flight)
-        least = max(self.least_requests, self.least_windows * self.least_passes * in_flight)
-        stretch = min(max(least / (per_s * self.run_s), 1.0), MOST_STRETCH)
+        least_windows = LEAST_WINDOWS if num_clients is None else self.least_windows
+        each = max(LEAST_ANSWERS, self.least_passes * num_clients) if num_clients and self.least_passes else 0
+        stretch = min(max(max(self.least_requests, least_windows * each) / (per_s * self.run_s), 1.0), MOST_STRETCH)
         run_s = stretch * self.run_s
-        window_s = max(self.window_s, min(least_of_window / per_s, run_s / self.least_windows))
+        window_s = max(self.window_s, min(max(2 * LEAST_ANSWERS, each) / per_s, run_s / least_windows))
         # Borders of an overload are borders of windows.
         num_windows = math.ceil(stretch * self.overload_s / window_s - _ROUNDING)
         return replace(

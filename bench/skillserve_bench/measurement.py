@@ -81,6 +81,8 @@ class Measurement:
     """Windows left out."""
     rounds: Sequence[Sequence[Window]]
     """Windows of each time that the load was carried out."""
+    wanted_rounds: int = 1
+    """How often it was to be."""
     window_s: float
     lag_p99_ms: float
     """Of the whole run, warm-up included; of the worst round."""
@@ -90,7 +92,7 @@ class Measurement:
     clock_step_s: float
     usage: Usage
     memory_mib: float | None
-    """Resident memory of the server at the end; None where its processes are not known."""
+    """Resident memory of the server at the end, of the largest round; None where its processes are not known."""
     gpu: GpuUsage | None
     server: Mapping[Role, Statistics]
     """Of the whole run, warm-up included."""
@@ -98,9 +100,10 @@ class Measurement:
     seed: int
 
     @classmethod
-    def joined(cls, times: Sequence[Measurement]) -> Measurement:
-        """One load that was carried out several times, as one measurement with as many rounds."""
-        first, *others = times
+    def joined(cls, times: Sequence[Measurement], *, wanted: int) -> Measurement:
+        """One load that was carried out several times, `wanted` times if all went well, as one measurement."""
+        first = times[0]
+        servers = [each.server for each in times]
         memory = [each.memory_mib for each in times if each.memory_mib is not None]
         return replace(
             first,
@@ -109,6 +112,7 @@ class Measurement:
             used_up=any(each.used_up for each in times),
             num_warm_up=sum(each.num_warm_up for each in times),
             rounds=tuple(chain.from_iterable(each.rounds for each in times)),
+            wanted_rounds=wanted,
             lag_p99_ms=float(np.fmax.reduce([each.lag_p99_ms for each in times])),
             busiest=max(each.busiest for each in times),
             clock_step_s=max((each.clock_step_s for each in times), key=abs),
@@ -116,8 +120,8 @@ class Measurement:
             memory_mib=max(memory, default=None),
             gpu=GpuUsage.mean([each.gpu for each in times if each.gpu is not None]),
             server={
-                role: reduce(Statistics.plus, (each.server[role] for each in others if role in each.server), statistics)
-                for role, statistics in first.server.items()
+                role: reduce(Statistics.plus, [server[role] for server in servers if role in server])
+                for role in dict.fromkeys(chain(*servers))
             },
             first_error=next((each.first_error for each in times if each.first_error), None),
         )
@@ -187,6 +191,8 @@ class Measurement:
         found = []
         if self.ended != COMPLETED:
             found.append(f"partial: {self.ended}")
+        elif len(self.rounds) < self.wanted_rounds:
+            found.append(f"partial: {len(self.rounds)} of {self.wanted_rounds} rounds")
         if self.lag_p99_ms > MOST_LAG_MS:
             found.append(
                 f"invalid: requests started {self.lag_p99_ms:.2f} ms late at p99 (limit {MOST_LAG_MS:g} ms), so the "
@@ -273,8 +279,10 @@ def measure(
     server: dict[Role, Statistics] = {}
     with suppress(SkillserveError):  # it went away, and what it knew with it; the run says so
         server = {role: ask().since(before[role]) for role, ask in contender.statistics.items()}
-    warm_up = 0 if whole else num_warm_up(run.windows)
-    left_out = len(run.windows) // 3 if warm_up is None else warm_up
+    # Behind the last window in which requests started there are only late answers.
+    windows = run.windows[: 1 + max((i for i, window in enumerate(run.windows) if window.num_scheduled), default=-1)]
+    warm_up = 0 if whole else num_warm_up(windows)
+    left_out = len(windows) // 3 if warm_up is None else warm_up
     return Measurement(
         scenario=scenario,
         contender=contender.name,
@@ -288,7 +296,7 @@ def measure(
         and load.seconds is not None
         and sum(window.num_scheduled for window in run.windows) == len(payloads),
         num_warm_up=left_out,
-        rounds=(run.windows[left_out:],),
+        rounds=(windows[left_out:],),
         window_s=window_s,
         lag_p99_ms=Histogram.merged(window.lags for window in run.windows).quantile_us(0.99) / 1e3,
         busiest=run.busiest,

@@ -10,7 +10,7 @@ from skillserve.settings import BenchSettings
 from skillserve_bench.beside import Beside, beside_figures, beside_method, beside_summary, beside_tables
 from skillserve_bench.charts import charts_of
 from skillserve_bench.intervals import CONFIDENCE, MIN_ROUNDS, MIN_WINDOWS
-from skillserve_bench.lengths import LENGTHS, MOST_STRETCH
+from skillserve_bench.lengths import LENGTHS, MOST_STRETCH, Length
 from skillserve_bench.levels import IndexBuild
 from skillserve_bench.measurement import MOST_LAG_MS, QUANTILES, Measurement
 from skillserve_bench.report import Findings, Table, cores
@@ -139,7 +139,7 @@ def _tables(material: Material) -> list[Table]:
                     each.per_s.text(1) if each.rates else "?",
                     f"{each.lag_p99_ms:.3f}",
                     f"{each.busiest:.0%} of a core",
-                    f"after {each.num_warm_up} windows" if each.settled else "no",
+                    _settled(each),
                     "no" if each.objections else "yes",
                 ]
                 for each in found
@@ -202,13 +202,12 @@ def _method(material: Material) -> list[str]:
     settings, length = material.settings, LENGTHS[material.settings.length]
     return [
         (
-            f"Length `{settings.length}`: runs of {length.run_s:g} s in windows of {length.window_s:g} s; a closed "
-            f"loop's in {length.rounds} parts, others' in between. Warm-up lasts until {AGREEING} windows in a row "
-            f"have medians within {TOLERANCE:.0%}, and is left out; where none agree, a third is. Where a run would "
-            f"hold fewer than {length.least_requests} requests, everything takes longer, up to {MOST_STRETCH:g} times, "
-            f"in wider windows; so does a closed loop until {length.least_windows} windows hold {length.least_passes} "
-            "requests of each client."
+            f"Length `{settings.length}`: runs of {length.run_s:g} s in windows of {length.window_s:g} s. Warm-up "
+            f"lasts until {AGREEING} windows in a row have medians within {TOLERANCE:.0%}, and is left out; where "
+            f"none agree, a third is. Where a run would hold fewer than {length.least_requests} requests, everything "
+            f"takes longer, up to {MOST_STRETCH:g} times, in wider windows."
         ),
+        *_parts(length),
         (
             "Latency counts from the scheduled start of a request, so a stall is seen by every request that should "
             "have started meanwhile. A closed loop's request is scheduled when its client has its last answer. A run "
@@ -265,6 +264,7 @@ def _figures(material: Material) -> dict[str, Any]:
                 "bound_ms": results.bound_ms,
                 "saturation_per_s": results.saturation_per_s,
                 "server_rate_per_s": results.server_rate,
+                "server_refused_per_s": results.refused,
                 "bracket": None if results.bracket is None else asdict(results.bracket),
                 "overloads": [asdict(each) for each in results.overloads],
                 "measurements": {each.scenario: each.to_dict() for each in results.measurements},
@@ -278,8 +278,24 @@ def _figures(material: Material) -> dict[str, Any]:
 def _probe(found: Measurement, bound_ms: float) -> dict[str, Any]:
     """A probe, without its windows."""
     whole = found.to_dict()
-    del whole["windows"]
+    del whole["windows"], whole["windows_of_rounds"]
     return {**whole, "share_within_bound": found.share_within(bound_ms)}
+
+
+def _parts(length: Length) -> list[str]:
+    """How closed loops are carried out, where it is not in one piece."""
+    if length.rounds == 1:
+        return []
+    whole = f"{length.least_windows} windows hold {length.least_passes} requests of each client"
+    text = f"A closed loop is carried out in {length.rounds} parts, each with its warm-up, other loads in between."
+    return [f"{text} It takes longer, too, until {whole}."]
+
+
+def _settled(found: Measurement) -> str:
+    if not found.settled:
+        return "no"
+    rounds = len(found.rounds)
+    return f"after {found.num_warm_up} windows" + (f" of {rounds} parts" if rounds > 1 else "")
 
 
 def _name(found: Measurement) -> str:

@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 _NUM_SKILLS = {"embedder": 64, "reranker": 12}
 _NUM_QUERIES = {"embedder": 24, "reranker": 6}
-_BRIEF_QUERIES, _BRIEF_WORDS = 2, 8
+_BRIEF_QUERIES = {"embedder": 1, "reranker": 2}
+_BRIEF_WORDS, _BRIEF_CHARS = 8, 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def load_sample(card: ModelCard, weights: Path, data: Path | None) -> ParitySamp
         len(queries),
         len(skills),
         tokens_of_scores(card, weights, sequences),
-        tuple(_sequences(card, tokenizer, *_brief(queries, skills))),
+        tuple(_sequences(card, tokenizer, *_brief(queries[: _BRIEF_QUERIES[card.role]], skills))),
     )
 
 
@@ -75,14 +76,14 @@ def _sequences(card: ModelCard, tokenizer: Tokenizer, queries: list[Query], skil
 
 
 def _brief(queries: list[Query], skills: list[Skill]) -> tuple[list[Query], list[Skill]]:
-    """The first words of the first requests, and of one skill."""
+    """The first words of requests, and of one skill; of texts without blanks the first characters."""
 
     def cut(text: str) -> str:
-        return " ".join(text.split()[:_BRIEF_WORDS])
+        return " ".join(text.split()[:_BRIEF_WORDS])[:_BRIEF_CHARS]
 
     return (
-        [replace(query, text=cut(query.text)) for query in queries[:_BRIEF_QUERIES]],
-        [replace(skill, description=cut(skill.description), body="") for skill in skills[:1]],
+        [replace(query, text=cut(query.text)) for query in queries],
+        [replace(skill, name=cut(skill.name), description=cut(skill.description), body="") for skill in skills[:1]],
     )
 
 

@@ -89,7 +89,12 @@ def measurement(scenario: str, median_ms: float = 10.0, *, seed: int = 1, rate: 
 def material(median_ms: float = 10.0, *, seed: int = 1) -> Material:
     """Everything that a report may show."""
     results = Results(
-        contender="embedder", bound_ms=100.0, saturation_per_s=120.0, server_rate=80.0, bracket=Bracket(80.0, 84.0, 6)
+        contender="embedder",
+        bound_ms=100.0,
+        saturation_per_s=120.0,
+        server_rate=80.0,
+        refused=84.0,
+        bracket=Bracket(80.0, 84.0, 6),
     )
     names = ("single", "multi", "offline", "saturation")
     results.measurements += [measurement(name, median_ms, seed=seed + i) for i, name in enumerate(names)]
@@ -212,7 +217,7 @@ def in_rounds(levels_ms: list[float]) -> Material:
     """Lone requests, a round at each level."""
     found = material()
     times = [measurement("single", level, seed=i) for i, level in enumerate(levels_ms)]
-    found.results[0].measurements[0] = Measurement.joined(times)
+    found.results[0].measurements[0] = Measurement.joined(times, wanted=len(times))
     return found
 
 
@@ -221,13 +226,17 @@ def test_rounds_of_a_load_are_one_measurement() -> None:
     times[1] = replace(
         times[1], lag_p99_ms=0.9, settled=False, memory_mib=None, usage=Usage(client=0.4, server=0.2, others=0.4)
     )
-    found = Measurement.joined(times)
+    found = Measurement.joined(times, wanted=3)
     assert [len(windows) for windows in found.rounds] == [20, 20, 20]
     assert (found.num_answered, found.lag_p99_ms, found.settled, found.memory_mib) == (1_200, 0.9, False, 200.0)
     assert found.usage == Usage(client=pytest.approx(0.2), server=pytest.approx(0.6), others=pytest.approx(0.2))
     assert (found.server["embedder"].num_requests, found.server["embedder"].batch_sizes[3]) == (3_600, 600)
     assert any("not always settled" in remark for remark in found.remarks)
-    assert Measurement.joined([times[0], replace(times[2], ended="Ctrl-C")]).objections == ["partial: Ctrl-C"]
+    assert found.objections == []
+    assert Measurement.joined(times[:2], wanted=3).objections == ["partial: 2 of 3 rounds"]
+    ended = [times[0], replace(times[2], ended="Ctrl-C", server={})]
+    assert Measurement.joined(ended, wanted=2).objections == ["partial: Ctrl-C"]
+    assert Measurement.joined(ended[::-1], wanted=2).server == times[0].server
 
 
 def test_a_machine_that_was_slow_in_some_rounds_is_no_regression(
@@ -269,19 +278,28 @@ def test_rates_are_compared_where_they_kept_the_same_bound(
     assert any("bound_factor differs" in remark for remark in found["remarks"]) != judged
 
 
-@pytest.mark.parametrize(("failed", "code"), [(84.0, 1), (None, 1), (92.0, 0)])
+@pytest.mark.parametrize(("failed", "code"), [(84.0, 1), (92.0, 0)])
 def test_a_lower_rate_is_a_regression_beyond_what_the_search_left_open(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], failed: float | None, code: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], failed: float, code: int
 ) -> None:
     """The old one kept 90 requests a second, and failed at 94; the new one kept 80."""
     old, new = material(), material(seed=50)
-    old.results[0].server_rate, old.results[0].bracket = 90.0, Bracket(90.0, 94.0, 6)
-    new.results[0].bracket = Bracket(80.0, failed, 6)
+    old.results[0].server_rate, old.results[0].refused = 90.0, 94.0
+    new.results[0].refused = failed
     found = compared(capsys, written(tmp_path, "old.json", old), written(tmp_path, "new.json", new))
     assert found[0] == code
     ratio = next(each["ratio"] for each in found[1]["ratios"] if each["figure"] == "highest rate")
     assert ratio["low"] == pytest.approx(80 / 94)
-    assert ratio["high"] == (None if failed is None else pytest.approx(failed / 90))
+    assert ratio["high"] == pytest.approx(failed / 90)
+
+
+def test_a_search_that_met_no_limit_found_no_lower_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = material(), material()
+    old.results[0].server_rate, old.results[0].refused = 90.0, 94.0
+    new.results[0].refused = None
+    code, found = compared(capsys, written(tmp_path, "old.json", old), written(tmp_path, "new.json", new))
+    assert (code, "highest rate" in {each["figure"] for each in found["ratios"]}) == (0, False)
+    assert any("search ended before a rate failed" in remark for remark in found["remarks"])
 
 
 def test_invalid_runs_are_named_and_not_judged_and_strange_files_refused(

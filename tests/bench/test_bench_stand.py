@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from skillserve.errors import ServerError
+from skillserve.errors import CatalogueError, ServerError
 from skillserve.settings import BenchSettings
 from skillserve_bench.lengths import SMOKE
 from skillserve_bench.load.generator import Generator
@@ -123,14 +123,15 @@ def test_what_is_slow_gets_longer_runs_in_wider_windows(
 @pytest.mark.parametrize(
     ("per_s", "in_flight", "window_s", "run_s"),
     [
-        (100.0, 8, 0.2, 3.0),  # sixteen answers take 0.16 s
-        (50.0, 8, 0.32, 4.8),  # fifteen windows of sixteen answers
-        (10.0, 32, 1.0, 15.0),  # five times as long at most, which is not enough for 64 answers
+        (100.0, 8, 0.2, 3.36),  # sixteen answers take 0.16 s
+        (50.0, 8, 0.32, 6.72),  # three times seven windows of sixteen answers
+        (10.0, 32, 15 / 21, 15.0),  # five times as long at most, which is not enough for 64 answers
+        (20.0, 1, 5.25 / 21, 5.25),  # five answers a window, for a median
     ],
 )
 def test_windows_are_longer_than_a_queue_remembers(per_s: float, in_flight: int, window_s: float, run_s: float) -> None:
-    length = replace(SMOKE, least_requests=24, least_passes=2)
-    found = length.at(per_s, in_flight=in_flight)
+    length = replace(SMOKE, least_requests=24, least_passes=2, rounds=3)
+    found = length.at(per_s, num_clients=in_flight)
     assert (found.window_s, found.run_s) == pytest.approx((window_s, run_s))
 
 
@@ -201,8 +202,54 @@ def test_steady_loads_are_carried_out_in_rounds_and_in_turns() -> None:
         for found in stand.results.measurements:
             assert len(found.rounds) == 3
             assert found.num_answered == sum(window.latencies.num for windows in found.rounds for window in windows)
+        assert all(found.objections == [] or "late" in found.objections[0] for found in stand.results.measurements)
     for supply in supplies.values():
         assert len(supply.taken) == 8  # a pilot each, and three rounds
+
+
+class Exhausted(Numbered):
+    """Has no more requests after so many times."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def take(self, num: int, *, each: int = 1) -> list[bytes]:
+        """As long as there are some."""
+        if len(self.taken) >= self._most:
+            raise CatalogueError("requests", got="no more", wanted="more", fix="Bring some.")
+        return super().take(num, each=each)
+
+
+def test_a_load_that_cannot_be_carried_out_leaves_the_others_their_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is found from it is not looked for."""
+
+    def unable(stand: Stand, load: latency.Steady, **kinds: int) -> Measurement:
+        if load == "saturation":
+            raise latency._Unable("saturation: no")
+        return closed(stand, load, **kinds)
+
+    closed = Stand._closed
+    monkeypatch.setattr(Stand, "_closed", unable)
+    length = replace(SMOKE, least_requests=0, run_s=0.6, rounds=3)
+    with Generator(num_workers=1) as generator:
+        contender = Contender(name="ours", target=Slow(EACH_S), supply=Numbered())
+        results = Stand(generator, contender, BenchSettings(), length=length).run(["single", "server"])
+    assert results.problem == "saturation: no"
+    (single,) = results.measurements
+    assert len(single.rounds) == 3
+    assert results.server_rate is None
+
+
+def test_what_ends_in_a_later_round_is_partial() -> None:
+    """A pilot and one round have had requests."""
+    length = replace(SMOKE, least_requests=0, run_s=0.6, rounds=3)
+    with Generator(num_workers=1) as generator:
+        contender = Contender(name="ours", target=Slow(EACH_S), supply=Exhausted(2))
+        results = Stand(generator, contender, BenchSettings(), length=length).run(["single"])
+    assert "no more" in str(results.problem)
+    (found,) = results.measurements
+    assert found.objections == ["partial: 1 of 3 rounds"]
 
 
 def test_server_and_overload_find_what_they_need_in_steady_loads() -> None:

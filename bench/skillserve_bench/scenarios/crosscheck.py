@@ -101,7 +101,9 @@ def run_crosscheck(
         sent.write_text(json.dumps(perf_analyzer_input(workload.sequences)), encoding="utf-8")
 
         def ours(_number: int) -> Seen:
-            stand = Stand(generator, contender, settings, length=replace(SHORT, run_s=seconds, rounds=1))
+            stand = Stand(
+                generator, contender, settings, length=replace(SHORT, run_s=seconds, rounds=1, least_passes=0)
+            )
             results = stand.run(["offline"])
             if generator.interrupted:
                 raise KeyboardInterrupt

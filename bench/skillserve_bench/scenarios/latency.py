@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from skillserve.console import talk
-from skillserve.errors import SkillserveError
+from skillserve.errors import ServerUnreachable, SkillserveError
 from skillserve.settings import BenchSettings
 from skillserve_bench.lengths import LENGTHS, Length
 from skillserve_bench.load.generator import COMPLETED, Generator
@@ -69,6 +69,8 @@ class Results:
     bracket: Bracket | None = None
     server_rate: float | None = None
     """Requests a second that keep the bound, confirmed; None if none was."""
+    refused: float | None = None
+    """The least rate that failed, above the one that was kept; None if none did."""
     probes: list[Measurement] = field(default_factory=list)
     saturation_per_s: float | None = None
     """Requests a second of one sequence each that saturated clients get."""
@@ -91,6 +93,10 @@ class _Ended(Exception):
     """A run ended before its time: what was measured stands, and nothing more is."""
 
 
+class _Unable(Exception):
+    """A contender that cannot do one load: it is left out of that one, and of what is found from it."""
+
+
 class Stand:
     """One contender on the test stand."""
 
@@ -103,6 +109,10 @@ class Stand:
         self._times: dict[Steady, list[Measurement]] = {}
         self._paces: dict[Steady, float] = {}
         """Requests a second, as a pilot saw them."""
+        self._nums: dict[Steady, int] = {}
+        """Requests that a round is given."""
+        self._unable: set[Steady] = set()
+        self._stopped = False
         self.results = Results(contender=contender.name, bound_ms=settings.bound_ms)
 
     def run(self, scenarios: Sequence[Scenario]) -> Results:
@@ -125,22 +135,27 @@ class Stand:
     def attempt(self, step: Steady | Scenario) -> None:
         """One round of a steady load, or a whole scenario of another kind.
 
-        An error or Ctrl-C ends what is measured here; the results say why, and stand.
+        An error or Ctrl-C ends what is measured here; the results say why, and stand. Where only one steady load cannot
+        be carried out, the others are.
         """
-        if self.results.problem or self._generator.interrupted:
+        if self._stopped or self._generator.interrupted or step in self._unable:
             return
         try:
             match step:
+                case "server" | "overload" if self.results.problem:
+                    return
                 case "server":
                     self._server()
                 case "overload":
                     self._overload()
                 case _:
                     self._steady(step)
-        except _Ended as ended:
-            self.results.problem = str(ended)
-        except SkillserveError as error:
-            self.results.problem = str(error)
+        except (_Ended, _Unable, SkillserveError) as error:
+            self.results.problem = self.results.problem or str(error)
+            if step in STEADY and not isinstance(error, _Ended | ServerUnreachable):
+                self._unable.add(step)
+            else:
+                self._stopped = True
 
     def _steady(self, load: Steady) -> None:
         """One more round of a closed loop; what bounds and rates are found from is known ever better."""
@@ -148,19 +163,15 @@ class Stand:
         each = {"multi": self._contender.multi, "offline": self._contender.bulk}.get(load, 1)
         times = self._times.setdefault(load, [])
         times.append(self._closed(load, num_clients=num_clients, each=each))
-        found = Measurement.joined(times)
+        found = Measurement.joined(times, wanted=self._length.rounds)
         measurements = self.results.measurements
         at = next((i for i, each in enumerate(measurements) if each.scenario == load), len(measurements))
         measurements[at : at + 1] = [found]
-        self._checked(found)
+        self._checked(times[-1])
         factor = self._settings.bound_factor
-        if load == "single" and factor is not None:
-            if not found.num_answered:
-                raise _Ended("single: no answer to find a bound from")
+        if load == "single" and factor is not None and found.num_answered:
             self.results.bound_ms = factor * found.latency_ms(0.5).value
-        if load == "saturation":
-            if not found.per_s.value > 0:  # nan, too
-                raise _Ended("saturation: too few answers to find a rate from")
+        if load == "saturation" and found.per_s.value > 0:  # not nan, either
             self.results.saturation_per_s = found.per_s.value
 
     def _server(self) -> None:
@@ -170,6 +181,7 @@ class Stand:
             self._probe, start=start, tolerance=self._length.rate_tolerance, most_probes=self._length.most_probes
         )
         rate = bracket.passed
+        self.results.refused = bracket.failed
         for i in range(MOST_CONFIRMATIONS if rate is not None else 0):
             confirmed = self._open("server", [Phase(rate or 0.0, self._length.at(rate or 0.0).run_s)])
             if keeps_bound(confirmed, self.results.bound_ms):
@@ -177,6 +189,7 @@ class Stand:
                 self.results.measurements.append(confirmed)
                 return
             self.results.probes.append(confirmed)
+            self.results.refused = rate
             rate = (rate or 0.0) / (1 + 2**i * self._length.rate_tolerance)
 
     def _overload(self) -> None:
@@ -213,9 +226,12 @@ class Stand:
 
     @property
     def _saturation(self) -> float:
-        """Requests a second that saturated clients got."""
+        """Requests a second that saturated clients got; who asks for it needs a bound, too, which is found here."""
         if self.results.saturation_per_s is None:
-            raise _Ended("saturation: not measured")
+            raise _Ended("saturation: too few answers to find a rate from")
+        lone = self._times.get("single", [])
+        if self._settings.bound_factor is not None and not any(each.num_answered for each in lone):
+            raise _Ended("single: no answer to find a bound from")
         return self.results.saturation_per_s
 
     def _closed(self, scenario: Steady, *, num_clients: int, each: int) -> Measurement:
@@ -223,16 +239,17 @@ class Stand:
         if scenario not in self._paces:
             self._paces[scenario] = self._pilot(num_clients, each)
         per_s = self._paces[scenario]
-        length = self._length.at(per_s, in_flight=num_clients)
+        length = self._length.at(per_s, num_clients=num_clients)
         seconds = length.run_s / length.rounds
         load = ClosedLoop(num_clients=num_clients, seconds=seconds)
-        num = max(round(per_s * seconds * _SPARE), _LEAST)
+        num = self._nums.get(scenario, max(round(per_s * seconds * _SPARE), _LEAST))
         found = self._measured(scenario, load, self._contender.supply.take(num, each=each), length, each=each)
         for _ in range(_MORE_TRIES):
             if not found.used_up:
                 break
             num *= _MORE  # the pilot met a server, or a machine, that was slower than it is
             found = self._measured(scenario, load, self._contender.supply.take(num, each=each), length, each=each)
+        self._nums[scenario] = num
         return found
 
     def _pilot(self, num_clients: int, each: int) -> float:
@@ -255,7 +272,7 @@ class Stand:
                 break
         else:
             if not pilot.num_answered:
-                raise _Ended(f"pilot: nothing was answered in {_LONG_PILOT_S:g} s ({error or 'no error'})")
+                raise _Unable(f"pilot: nothing was answered in {_LONG_PILOT_S:g} s ({error or 'no error'})")
         return max(pilot.num_answered, 1) / pilot.wall_s
 
     def _open(self, scenario: str, phases: Sequence[Phase], *, whole: bool = False) -> Measurement:
@@ -296,12 +313,11 @@ class Stand:
 
 
 def run_in_turns(stands: Sequence[Stand], scenarios: Sequence[Scenario]) -> None:
-    """Carry scenarios out on contenders in turns: steady loads in rounds, then the others one by one."""
-    needed = [(stand, stand.needs(scenarios)) for stand in stands]
-    for _ in range(max(stand.num_rounds for stand in stands)):
+    """Carry scenarios out on contenders in turns: steady loads in rounds, every other one backwards, then the rest."""
+    for number in range(max(stand.num_rounds for stand in stands)):
         for load in STEADY:
-            for stand, loads in needed:
-                if load in loads:
+            for stand in stands[:: -1 if number % 2 else 1]:
+                if load in stand.needs(scenarios) and number < stand.num_rounds:
                     stand.attempt(load)
     for scenario in ("server", "overload"):
         for stand in stands:

@@ -82,7 +82,8 @@ def method_of(swept: Swept) -> list[str]:
             "the client; warm-up is left out. No load sends a request twice; all points of a round get the same."
         ),
         (
-            "Intervals of latencies and rates are over the windows of all rounds; those of NDCG@10 are of a bootstrap "
+            "Intervals of latencies and rates are over the windows of all rounds, from three on between them, too; "
+            "those of NDCG@10 are of a bootstrap "
             "over requests, differences paired by request. Quality is measured once for each repository, candidates "
             "and depth, since other settings change no answer."
         ),

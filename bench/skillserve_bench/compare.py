@@ -110,10 +110,7 @@ def compare_reports(new: Mapping[str, Any], old: Mapping[str, Any], *, share: fl
         for figure, at in _SHARES.items():
             ratio = quantile_ratio(latencies[0], latencies[1], at, seed=seed, confidence=confidence)
             ratios.append(_judged(level, name, figure, ratio, share, more_is_worse=True))
-        rates = [
-            [rates for windows in rounds if (rates := per_window(windows, found["window_s"]))]
-            for rounds, found in zip(sides, (one, other), strict=True)
-        ]
+        rates = [per_window(rounds, found["window_s"]) for rounds, found in zip(sides, (one, other), strict=True)]
         if all(rates):
             ratio = rate_ratio(rates[0], rates[1], seed=seed, confidence=confidence)
             ratios.append(_judged(level, name, "requests/s", ratio, share, more_is_worse=False))

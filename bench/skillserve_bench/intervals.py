@@ -26,7 +26,7 @@ from itertools import chain, pairwise
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+from scipy.special import bdtr, stdtrit
 
 from skillserve_bench.load.histogram import Histogram, at_share
 
@@ -81,7 +81,7 @@ def order_statistics(num: int, share: float, *, confidence: float = CONFIDENCE) 
     """
     tail = (1 - confidence) / 2
     # P(B <= k) for B binomial(num, share): the number of values at or below the quantile.
-    below = _binomial_cdf(num, share)
+    below = bdtr(np.arange(num), num, share)
     low = int(np.searchsorted(below, tail, side="right"))  # greatest l with P(B <= l - 1) <= tail
     high = int(np.searchsorted(below, 1 - tail, side="left")) + 1  # least u with P(B >= u) <= tail
     return (low if low >= 1 else None), (high if high <= num else None)
@@ -180,7 +180,7 @@ def _between(*sides: Sequence[float], confidence: float) -> list[tuple[float, fl
 
 
 def _means(rounds: Sequence[Sequence[float]]) -> list[float]:
-    return [float(np.mean(each)) for each in rounds if len(each)]
+    return [float(np.mean(each)) for each in rounds]
 
 
 def _quantiles(
@@ -222,12 +222,3 @@ def _percentiles(drawn: npt.NDArray[np.float64], confidence: float = CONFIDENCE)
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
-
-
-def _binomial_cdf(num: int, share: float) -> npt.NDArray[np.float64]:
-    """P(B <= k) for k = 0 … num, by the recurrence of neighbouring terms, in logarithms."""
-    k = np.arange(num, dtype=np.float64)
-    steps = np.log(num - k) - np.log(k + 1) + np.log(share) - np.log1p(-share)
-    logs = num * np.log1p(-share) + np.concatenate([[0.0], np.cumsum(steps)])
-    cdf: npt.NDArray[np.float64] = np.minimum(np.cumsum(np.exp(logs)), 1.0)
-    return cdf

@@ -168,8 +168,7 @@ class Measurement:
     @property
     def rates(self) -> list[list[float]]:
         """Sequences answered a second, by round and window."""
-        found = [[rate * self.each for rate in per_window(windows, self.window_s)] for windows in self.rounds]
-        return [each for each in found if each]
+        return [[rate * self.each for rate in rates] for rates in per_window(self.rounds, self.window_s)]
 
     @property
     def per_s(self) -> Estimate:
@@ -312,10 +311,16 @@ def measure(
     )
 
 
-def per_window(windows: Sequence[Window], window_s: float) -> list[float]:
-    """Requests answered a second, by window; the last one in which some started is not whole and left out."""
-    last = max((i for i, window in enumerate(windows) if window.num_scheduled), default=0)
-    return [window.num_done / window_s for window in windows[:last]]
+def per_window(rounds: Sequence[Sequence[Window]], window_s: float) -> list[list[float]]:
+    """Requests answered a second, by round and window.
+
+    The last window in which some started is not whole and left out, and so is a round that has no other.
+    """
+    found = []
+    for windows in rounds:
+        last = max((i for i, window in enumerate(windows) if window.num_scheduled), default=0)
+        found.append([window.num_done / window_s for window in windows[:last]])
+    return [each for each in found if each]
 
 
 def within(windows: Sequence[Window], bound_ms: float) -> int:

@@ -38,7 +38,7 @@ def beside_summary(beside: Beside, results: Sequence[Results], settings: BenchSe
         if longer is not None:
             parts.append(f"a lone search takes {longer.text()} times ours at the median")
         if rate is not None:
-            parts.append(f"ours carries {rate:.2f} times its rate, p99 within {settings.bound}")
+            parts.append(f"ours carries {rate.text()} times its rate, p99 within {settings.bound}")
         if each.name in beside.rankings and ours.name in beside.rankings:
             parts.append(f"NDCG@{DEPTH} {_points(beside, each.name)}, ours {_points(beside, ours.name)}")
         if parts:
@@ -69,7 +69,7 @@ def beside_tables(beside: Beside, results: Sequence[Results], settings: BenchSet
                     _median(by_name[each.name]),
                     "1" if each.name == ours else _text(_longer(by_name, each.name, ours, settings)),
                     _rate(by_name[each.name], settings),
-                    "" if each.name == ours else _times(_more(by_name, each.name, ours)),
+                    "" if each.name == ours else _text(_more(by_name, each.name, ours), " times its rate"),
                     _number(by_name[each.name].saturation_per_s),
                     _points(beside, each.name),
                 ]
@@ -136,7 +136,7 @@ def beside_figures(beside: Beside, results: Sequence[Results], settings: BenchSe
             each.name: _figures(each, beside.rankings.get(each.name))
             | {
                 "p50_ratio": _dict(_longer(by_name, each.name, ours, settings)),
-                "rate_ratio": _more(by_name, each.name, ours),
+                "rate_ratio": _dict(_more(by_name, each.name, ours)),
             }
             for each in beside.entered.entrants
         },
@@ -166,10 +166,9 @@ def _longer(by_name: Mapping[str, Results], name: str, ours: str, settings: Benc
     return quantile_ratio(one.latencies, other.latencies, _MEDIAN, seed=settings.seed)
 
 
-def _more(by_name: Mapping[str, Results], name: str, ours: str) -> float | None:
-    """Known to the width of a bracket; an interval would claim more."""
-    rates = [by_name[each].server_rate if each in by_name else None for each in (ours, name)]
-    return rates[0] / rates[1] if rates[0] and rates[1] else None
+def _more(by_name: Mapping[str, Results], name: str, ours: str) -> Estimate | None:
+    one, other = (by_name[each].highest if each in by_name else None for each in (ours, name))
+    return None if one is None or other is None else one.relative_to(other)
 
 
 def _median(results: Results) -> str:
@@ -184,9 +183,9 @@ def _memory(results: Results) -> str:
 
 def _rate(results: Results, settings: BenchSettings) -> str:
     """With its bound where each contender has its own."""
-    if results.server_rate is not None:
+    if results.highest is not None:
         own = "" if settings.bound_factor is None else f" ({results.bound})"
-        return f"{results.server_rate:.4g}{own}"
+        return f"{results.highest.text}{own}"
     return "none that was tried" if results.probes else "?"
 
 
@@ -198,12 +197,8 @@ def _points(beside: Beside, name: str) -> str:
     return f"{ranking.ndcg * 100:.2f}" + (f" ({unanswered} without an answer)" if unanswered else "")
 
 
-def _text(ratio: Estimate | None) -> str:
-    return "?" if ratio is None else ratio.text()
-
-
-def _times(ratio: float | None) -> str:
-    return "?" if ratio is None else f"{ratio:.2f} times its rate"
+def _text(ratio: Estimate | None, of: str = "") -> str:
+    return "?" if ratio is None else f"{ratio.text()}{of}"
 
 
 def _number(value: float | None) -> str:

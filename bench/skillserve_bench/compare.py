@@ -20,6 +20,7 @@ from skillserve.errors import UsageError
 from skillserve_bench.intervals import CONFIDENCE, Estimate, quantile_ratio, rate_ratio
 from skillserve_bench.load.windows import Window
 from skillserve_bench.measurement import per_window
+from skillserve_bench.rate_search import HighestRate
 from skillserve_bench.report import Table
 
 __all__ = ["Comparison", "Ratio", "compare_reports", "comparison_table", "read_report"]
@@ -99,7 +100,8 @@ def compare_reports(new: Mapping[str, Any], old: Mapping[str, Any], *, share: fl
     remarks = _circumstances(new, old)
     ratios: list[Ratio] = []
     common = _common(new, old, remarks)
-    confidence = 1 - (1 - CONFIDENCE) / max(len(common) * (len(_SHARES) + 1), 1)
+    highest = _highest_of_both(new, old)
+    confidence = 1 - (1 - CONFIDENCE) / max(len(common) * (len(_SHARES) + 1) + len(highest), 1)
     for level, name, one, other in common:
         objections = [*one["objections"], *other["objections"]]
         if objections:
@@ -114,15 +116,12 @@ def compare_reports(new: Mapping[str, Any], old: Mapping[str, Any], *, share: fl
         if all(rates):
             ratio = rate_ratio(rates[0], rates[1], seed=seed, confidence=confidence)
             ratios.append(_judged(level, name, "requests/s", ratio, share, more_is_worse=False))
-    for level in new["figures"]["levels"].keys() & old["figures"]["levels"].keys():
-        loads = [report["figures"]["levels"][level] for report in (new, old)]
-        if not all(each["server_rate_per_s"] for each in loads) or _bound(new) != _bound(old):
-            continue
-        bracketed = _bracketed(*loads)
-        if bracketed.high is None:
+    for level, (one, other) in highest.items():
+        ratio = one.relative_to(other, confidence=confidence)
+        if ratio.high is None:
             remarks.append(f"{level}, server: not compared, the second report's search ended before a rate failed")
         else:
-            ratios.append(_judged(level, "server", "highest rate", bracketed, share, more_is_worse=False))
+            ratios.append(_judged(level, "server", "highest rate", ratio, share, more_is_worse=False))
     if not ratios:
         raise UsageError(
             "the two reports",
@@ -140,16 +139,25 @@ def _rounds(found: Mapping[str, Any]) -> list[list[Window]]:
     return [windows[begin:end] for begin, end in itertools.pairwise(borders)]
 
 
-def _bracketed(new: Mapping[str, Any], old: Mapping[str, Any]) -> Estimate:
-    """Ratio of the highest rates.
+def _highest_of_both(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, tuple[HighestRate, HighestRate]]:
+    """By level, where both reports have one, within the same bound."""
+    if _bound(new) != _bound(old):
+        return {}
+    sides = [{level: _highest(each) for level, each in report["figures"]["levels"].items()} for report in (new, old)]
+    both = {level: (one, sides[1].get(level)) for level, one in sides[0].items()}
+    return {level: (one, other) for level, (one, other) in both.items() if one is not None and other is not None}
 
-    Either lies between what was kept and the least that failed: so does the ratio, with no confidence to name.
-    Reports of earlier releases say of that only what the search found.
-    """
-    kept = [level["server_rate_per_s"] for level in (new, old)]
-    failed = [level.get("server_refused_per_s", (level.get("bracket") or {}).get("failed")) for level in (new, old)]
-    low = None if failed[1] is None else kept[0] / failed[1]
-    return Estimate(kept[0] / kept[1], low, None if failed[0] is None else failed[0] / kept[1])
+
+def _highest(level: Mapping[str, Any]) -> HighestRate | None:
+    """What kept the bound, if something did; reports of earlier releases know of one search."""
+    if not level["server_rate_per_s"]:
+        return None
+    searches = level.get("searches") or [level.get("bracket") or {"passed": None, "failed": None}]
+    return HighestRate(
+        level["server_rate_per_s"],
+        level.get("server_refused_per_s", searches[0]["failed"]),
+        tuple(each["passed"] for each in searches if each["passed"]),
+    )
 
 
 def _bound(report: Mapping[str, Any]) -> tuple[float | None, float | None]:

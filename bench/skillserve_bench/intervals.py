@@ -35,11 +35,13 @@ __all__ = [
     "MIN_ROUNDS",
     "MIN_WINDOWS",
     "Estimate",
+    "between_rounds",
     "mean_estimate",
     "order_statistics",
     "quantile_estimate",
     "quantile_ratio",
     "rate_ratio",
+    "ratio_of",
 ]
 
 CONFIDENCE = 0.95
@@ -101,7 +103,7 @@ def quantile_estimate(
     low, high = (
         None if rank is None else float(values[np.searchsorted(sums_K, rank)]) for rank in order_statistics(num, share)
     )
-    found = _between(_quantiles(values, counts_WK, rounds, share), confidence=CONFIDENCE)
+    found = between_rounds(_quantiles(values, counts_WK, rounds, share), confidence=CONFIDENCE)
     if low is not None and high is not None and len(counts_WK) >= MIN_WINDOWS:
         found.append(_percentiles(at_share(values, _resampled(counts_WK, np.random.default_rng(seed)), share)))
     lows, highs = ([end for end, _ in found], [end for _, end in found])
@@ -117,7 +119,7 @@ def mean_estimate(rounds: Sequence[Sequence[float]], *, seed: int) -> Estimate:
     array = np.fromiter(chain(*rounds), np.float64)
     if not len(array):
         return Estimate(float("nan"))
-    found = _between(_means(rounds), confidence=CONFIDENCE)
+    found = between_rounds(_means(rounds), confidence=CONFIDENCE)
     if len(array) >= MIN_WINDOWS:
         found.append(_percentiles(_resampled_means(array, np.random.default_rng(seed))))
     return _hull(float(array.mean()), found)
@@ -136,7 +138,7 @@ def quantile_ratio(
     sides = [(rounds, *_aligned(list(chain(*rounds)))) for rounds in (new, old)]
     whole = [float(at_share(values, counts.sum(axis=0)[None, :], share)[0]) for _, values, counts in sides]
     by_round = [_quantiles(values, counts, rounds, share) for rounds, values, counts in sides]
-    found = _between(*by_round, confidence=confidence)
+    found = between_rounds(*by_round, confidence=confidence)
     if min(len(counts) for _, _, counts in sides) >= MIN_WINDOWS:
         drawn = [at_share(values, _resampled(counts, rng), share) for _, values, counts in sides]
         found.append(_percentiles(drawn[0] / drawn[1], confidence))
@@ -149,10 +151,17 @@ def rate_ratio(
     """The mean over the windows of one load's rounds relative to that of another's."""
     rng = np.random.default_rng(seed)
     sides = [np.fromiter(chain(*rounds), np.float64) for rounds in (new, old)]
-    found = _between(_means(new), _means(old), confidence=confidence)
+    found = between_rounds(_means(new), _means(old), confidence=confidence)
     if min(map(len, sides)) >= MIN_WINDOWS:
         found.append(_percentiles(_resampled_means(sides[0], rng) / _resampled_means(sides[1], rng), confidence))
     return _hull(float(sides[0].mean() / sides[1].mean()), found)
+
+
+def ratio_of(new: Estimate, old: Estimate) -> Estimate:
+    """The ratio of two figures, which lies between those of opposite ends if both lie within theirs."""
+    low = None if new.low is None or old.high is None else new.low / old.high
+    high = None if new.high is None or old.low is None else new.high / old.low
+    return Estimate(new.value / old.value, low, high)
 
 
 def _hull(value: float, found: list[tuple[float, float]]) -> Estimate:
@@ -162,10 +171,10 @@ def _hull(value: float, found: list[tuple[float, float]]) -> Estimate:
     return Estimate(value, min(value, *(low for low, _ in found)), max(value, *(high for _, high in found)))
 
 
-def _between(*sides: Sequence[float], confidence: float) -> list[tuple[float, float]]:
-    """The interval of the rounds' geometric mean, or of the ratio of two.
+def between_rounds(*sides: Sequence[float], confidence: float) -> list[tuple[float, float]]:
+    """Student's interval of the rounds' geometric mean, or Welch's of the ratio of two.
 
-    None if a side has too few rounds, or one in which nothing happened, which has no logarithm.
+    There is none if a side has too few rounds, or one in which nothing happened, which has no logarithm.
     """
     if min(map(len, sides)) < MIN_ROUNDS or not all(map(all, sides)):
         return []

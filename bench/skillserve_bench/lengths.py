@@ -30,7 +30,7 @@ class Length:
     """Each run, its warm-up included."""
     rounds: int
     """In how many parts closed loops are run, other loads in between: what slows a machine for a minute is to meet all
-    of them, and intervals are to know of it."""
+    of them, and intervals are to know of it. As often a rate is searched, as far as `searching_s` allows."""
     probe_s: float
     """Each probe of the search for a rate."""
     rate_tolerance: float
@@ -45,6 +45,14 @@ class Length:
     least_passes: int
     """Of a queue that a window holds: what stands in one queue hangs together, and intervals take windows for
     independent."""
+
+    @property
+    def searching_s(self) -> float:
+        """How long searches for a rate may have taken before another is begun: half of all their probes.
+
+        A slow contender's are stretched; the first of them outlasts what slows a machine for a minute.
+        """
+        return self.rounds * self.most_probes * self.probe_s / 2
 
     @property
     def least_windows(self) -> int:

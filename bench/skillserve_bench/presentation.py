@@ -83,10 +83,8 @@ def _outcome(results: Results) -> list[str]:
             f"{results.contender}: a lone request takes {single.latency_ms(0.5).text(1)} ms at the median, "
             f"{single.latency_ms(0.9).text(1)} ms at p90."
         )
-    if results.server_rate is not None:
-        lines.append(
-            f"{results.contender}: {results.server_rate:.4g} requests a second keep p99 within {results.bound}."
-        )
+    if results.highest is not None:
+        lines.append(f"{results.contender}: {results.highest.text} requests a second keep p99 within {results.bound}.")
     elif results.probes:
         lines.append(f"{results.contender}: no rate that was tried kept p99 within {results.bound}.")
     lines += [
@@ -228,8 +226,10 @@ def _method(material: Material) -> list[str]:
             f"server: the highest rate of {settings.arrivals} arrivals at which {WANTED_SHARE:.0%} of the scheduled "
             f"requests are answered within {settings.bound}; failures count as late. Bisection from 0.7 of "
             f"saturation, probes of {length.probe_s:g} s, until the bracket is within {length.rate_tolerance:.0%} or "
-            f"after {length.most_probes} probes; then confirmed by a run of {length.run_s:g} s with another seed, up "
-            f"to {MOST_CONFIRMATIONS} times: {length.rate_tolerance:.0%} lower, then by twice as much, and so on."
+            f"after {length.most_probes} probes{_again(length)}. What was found (the geometric mean) is confirmed by a "
+            f"run of {length.run_s:g} s with another seed, up to {MOST_CONFIRMATIONS} times: "
+            f"{length.rate_tolerance:.0%} lower, then by twice as much, and so on. Its interval holds what was refused "
+            f"above it, and Student's interval of the searches ({MIN_ROUNDS} or more)."
         ),
         (
             f"overload: {length.overload_s:g} s at {' and '.join(f'{factor:g}' for factor in OVERLOADS)} times the "
@@ -263,9 +263,9 @@ def _figures(material: Material) -> dict[str, Any]:
                 "problem": results.problem,
                 "bound_ms": results.bound_ms,
                 "saturation_per_s": results.saturation_per_s,
-                "server_rate_per_s": results.server_rate,
-                "server_refused_per_s": results.refused,
-                "bracket": None if results.bracket is None else asdict(results.bracket),
+                "server_rate_per_s": None if results.highest is None else results.highest.kept,
+                "server_refused_per_s": None if results.highest is None else results.highest.refused,
+                "searches": [asdict(each) for each in results.brackets],
                 "overloads": [asdict(each) for each in results.overloads],
                 "measurements": {each.scenario: each.to_dict() for each in results.measurements},
                 "probes": [_probe(each, results.bound_ms) for each in results.probes],
@@ -289,6 +289,16 @@ def _parts(length: Length) -> list[str]:
     whole = f"{length.least_windows} windows hold {length.least_passes} requests of each client"
     text = f"A closed loop is carried out in {length.rounds} parts, each with its warm-up, other loads in between."
     return [f"{text} It takes longer, too, until {whole}."]
+
+
+def _again(length: Length) -> str:
+    """How often a rate is searched, where it is more than once."""
+    if length.rounds == 1:
+        return ""
+    return (
+        f"; up to {length.rounds} such searches, from the second on from the last one's rate, while those before took "
+        f"less than {length.searching_s:g} s"
+    )
 
 
 def _settled(found: Measurement) -> str:

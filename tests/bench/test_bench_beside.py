@@ -20,6 +20,7 @@ from skillserve_bench.peers.ranking import Ranking
 from skillserve_bench.peers.target import PeerTarget
 from skillserve_bench.presentation import Material, findings_of
 from skillserve_bench.processor import Usage
+from skillserve_bench.rate_search import HighestRate
 from skillserve_bench.report import Report, markdown
 from skillserve_bench.scenarios.latency import Results
 from skillserve_bench.supply import Texts, TextSupply
@@ -88,10 +89,14 @@ def material() -> Material:
             bound_ms=250.0,
             measurements=[single("search", 10.0)],
             saturation_per_s=90.0,
-            server_rate=80.0,
+            highest=HighestRate(80.0, 84.0),
         ),
         Results(
-            contender="st", bound_ms=250.0, measurements=[single("st", 30.0)], saturation_per_s=25.0, server_rate=20.0
+            contender="st",
+            bound_ms=250.0,
+            measurements=[single("st", 30.0)],
+            saturation_per_s=25.0,
+            highest=HighestRate(20.0, 25.0),
         ),
     ]
     field = Field(
@@ -119,17 +124,15 @@ def test_peers_stand_beside_us_with_ratios_and_quality_in_every_form(material: M
     peer = figures["contenders"]["st"]
     assert peer["p50_ratio"]["value"] == pytest.approx(3.0, rel=0.01)
     assert peer["p50_ratio"]["low"] <= 3.0 <= peer["p50_ratio"]["high"]
-    assert peer["rate_ratio"] == 4.0
+    assert peer["rate_ratio"] == {"value": 4.0, "low": 80 / 25, "high": 84 / 20}
     assert peer["quality"] == {"ndcg": 0.75, "num_requests": 20, "num_answered": 19}
     summary = beside_summary(beside, material.results, SETTINGS)
-    assert (
-        "ours carries 4.00 times its rate, p99 within 250 ms; NDCG@10 75.00 (1 without an answer), ours 80.00"
-        in summary[0]
-    )
+    assert "ours carries 4.00 [3.20, 4.20] times its rate, p99 within 250 ms" in summary[0]
+    assert "NDCG@10 75.00 (1 without an answer), ours 80.00" in summary[0]
     report = Report(findings=findings_of(material), environment=observe(), command="skillserve bench latency")
     assert report.findings.figures["peers"] == figures
     for text in (markdown(report), html_page(report, circumstances=[])):
-        assert "4.00 times its rate" in text
+        assert "4.00 [3.20, 4.20] times its rate" in text
         assert "No matching distribution found for infinity-emb" in text
     assert any("rerank with different models: cross (bert, bb), late" in line for line in beside_method(beside))
 
@@ -141,16 +144,16 @@ def test_bounds_of_their_own_stand_beside_the_rates(material: Material) -> None:
     material.results[0].bound_ms, material.results[1].bound_ms = 100.21, 18_483.04
     table = beside_tables(beside, material.results, own)[0]
     assert "requests/s with p99 within 10 times its lone median" in table.columns
-    assert [row[3] for row in table.rows] == ["80 (100.2 ms)", "20 (18483 ms)"]
+    assert [row[3] for row in table.rows] == ["80.0 [80.0, 84.0] (100.2 ms)", "20.0 [20.0, 25.0] (18483 ms)"]
     assert "p99 within 10 times its lone median" in beside_summary(beside, material.results, own)[0]
-    assert "search: 80 requests a second keep p99 within 100.2 ms." in findings_of(material).summary
+    assert "search: 80.0 [80.0, 84.0] requests a second keep p99 within 100.2 ms." in findings_of(material).summary
 
 
 def test_what_was_not_measured_has_no_figure(material: Material) -> None:
     beside = material.beside
     assert beside is not None
     material.results[1].measurements.clear()
-    material.results[1].server_rate = None
+    material.results[1].highest = None
     beside.rankings.clear()
     table = beside_tables(beside, material.results, SETTINGS)[0]
     assert table.rows[1] == ["st", "?", "?", "?", "?", "25", "?"]

@@ -31,7 +31,7 @@ from skillserve_bench.overload import weigh_overload
 from skillserve_bench.page import html_page
 from skillserve_bench.presentation import Material, findings_of
 from skillserve_bench.processor import Usage
-from skillserve_bench.rate_search import Bracket
+from skillserve_bench.rate_search import Bracket, HighestRate
 from skillserve_bench.report import Report, check_files, deliver
 from skillserve_bench.scenarios.latency import Results
 from skillserve_client import Statistics
@@ -92,9 +92,8 @@ def material(median_ms: float = 10.0, *, seed: int = 1) -> Material:
         contender="embedder",
         bound_ms=100.0,
         saturation_per_s=120.0,
-        server_rate=80.0,
-        refused=84.0,
-        bracket=Bracket(80.0, 84.0, 6),
+        highest=HighestRate(80.0, 84.0, (80.0,)),
+        brackets=[Bracket(80.0, 84.0, 6)],
     )
     names = ("single", "multi", "offline", "saturation")
     results.measurements += [measurement(name, median_ms, seed=seed + i) for i, name in enumerate(names)]
@@ -284,8 +283,8 @@ def test_a_lower_rate_is_a_regression_beyond_what_the_search_left_open(
 ) -> None:
     """The old one kept 90 requests a second, and failed at 94; the new one kept 80."""
     old, new = material(), material(seed=50)
-    old.results[0].server_rate, old.results[0].refused = 90.0, 94.0
-    new.results[0].refused = failed
+    old.results[0].highest = HighestRate(90.0, 94.0)
+    new.results[0].highest = HighestRate(80.0, failed)
     found = compared(capsys, written(tmp_path, "old.json", old), written(tmp_path, "new.json", new))
     assert found[0] == code
     ratio = next(each["ratio"] for each in found[1]["ratios"] if each["figure"] == "highest rate")
@@ -293,10 +292,22 @@ def test_a_lower_rate_is_a_regression_beyond_what_the_search_left_open(
     assert ratio["high"] == pytest.approx(failed / 90)
 
 
+@pytest.mark.parametrize(("searched", "code"), [((79.0, 80.0, 81.0, 80.0), 1), ((70.0, 110.0, 60.0, 85.0), 0)])
+def test_a_lower_rate_is_a_regression_beyond_what_searches_were_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], searched: tuple[float, ...], code: int
+) -> None:
+    old, new = material(), material(seed=50)
+    old.results[0].highest = HighestRate(100.0, 101.0)
+    new.results[0].highest = HighestRate(80.0, 81.0)
+    new.results[0].brackets[:] = [Bracket(rate, 1.05 * rate, 4) for rate in searched]
+    files = [written(tmp_path, f"{i}.json", each) for i, each in enumerate((old, new))]
+    assert compared(capsys, *files)[0] == code
+
+
 def test_a_search_that_met_no_limit_found_no_lower_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old, new = material(), material()
-    old.results[0].server_rate, old.results[0].refused = 90.0, 94.0
-    new.results[0].refused = None
+    old.results[0].highest = HighestRate(90.0, 94.0)
+    new.results[0].highest = HighestRate(80.0, None)
     code, found = compared(capsys, written(tmp_path, "old.json", old), written(tmp_path, "new.json", new))
     assert (code, "highest rate" in {each["figure"] for each in found["ratios"]}) == (0, False)
     assert any("search ended before a rate failed" in remark for remark in found["remarks"])

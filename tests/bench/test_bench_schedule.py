@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from statistics import geometric_mean
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import expon, kstest
+from scipy.stats import expon, kstest, sem, t
 
 from skillserve_bench.load.generator import clock_step, num_workers_for
 from skillserve_bench.load.histogram import Histogram
 from skillserve_bench.load.schedule import Arrivals, ClosedLoop, OpenLoop, Phase
 from skillserve_bench.load.windows import Records, Window, by_window, merge_windows
-from skillserve_bench.rate_search import search_rate
+from skillserve_bench.rate_search import HighestRate, search_rate
 from skillserve_bench.settling import num_warm_up
 
 
@@ -132,6 +134,41 @@ def test_a_search_ends_after_so_many_probes_or_when_told() -> None:
     assert search_rate(lambda _: False, start=10, tolerance=0.1, most_probes=4).passed is None
     assert search_rate(lambda _: True, start=10, tolerance=0.1, most_probes=3).failed is None
     assert search_rate(lambda _: None, start=10, tolerance=0.1, most_probes=3).num_probes == 0
+
+
+def test_a_search_near_the_limit_takes_smaller_steps() -> None:
+    tried: list[float] = []
+
+    def passes(rate: float) -> bool:
+        tried.append(rate)
+        return rate <= 50.0
+
+    found = search_rate(passes, start=48.0, tolerance=0.1, most_probes=8, step=1.2)
+    assert tried == pytest.approx([48.0, 48.0 * 1.2, 48.0 * 1.2**0.5])
+    assert (found.passed, found.failed) == pytest.approx((48.0, 48.0 * 1.2**0.5))
+
+
+def test_a_highest_rate_lies_between_what_was_kept_and_refused_and_where_searches_ended() -> None:
+    """The interval of several searches is the one of their logarithms' mean."""
+    assert HighestRate(40.0, 44.0, (40.0, 42.0)).estimate().ends == (40.0, 44.0)  # two are too few for another
+    assert HighestRate(40.0, None, (40.0,) * 3).estimate().ends == (40.0, None)
+    searched = (30.0, 45.0, 38.0, 47.0)
+    logs = np.log(searched)
+    low, high = np.exp(t.interval(0.95, 3, loc=logs.mean(), scale=sem(logs)))
+    found = HighestRate(40.0, 44.0, searched)
+    assert found.estimate().ends == pytest.approx((low, high))
+    assert found.text == f"40.0 [{low:.1f}, {high:.1f}]"
+
+
+def test_ratios_of_highest_rates_hold_as_often_as_they_say() -> None:
+    """Two runs of one thing, of four searches each, which differ by a fifth."""
+    rng, trials = np.random.default_rng(7), 400
+    covered = 0
+    for _ in range(trials):
+        searches = [tuple(rng.lognormal(3, 0.2, 4)) for _ in range(2)]
+        one, other = (HighestRate(geometric_mean(each), geometric_mean(each), each) for each in searches)
+        covered += one.relative_to(other).excludes(1.0) is False
+    assert covered / trials >= 0.95
 
 
 def test_the_rate_of_a_simulated_queue_is_the_one_of_theory() -> None:

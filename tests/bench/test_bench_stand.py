@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from statistics import geometric_mean
 
 import pytest
 
@@ -150,9 +151,9 @@ def test_a_bound_that_no_rate_could_keep_ends_the_search_for_one() -> None:
     settings = BenchSettings(bound_ms=1e3 * EACH_S / 2, num_clients=1)
     with Generator(num_workers=1) as generator:
         results = Stand(generator, contender, settings, length=replace(SMOKE, most_probes=10)).run(["server"])
-    assert results.server_rate is None
-    assert results.bracket is not None
-    assert results.bracket.num_probes < 6
+    assert results.highest is None
+    (bracket,) = results.brackets
+    assert bracket.num_probes < 6
 
 
 def test_a_bound_may_be_a_multiple_of_what_lone_requests_take() -> None:
@@ -163,7 +164,7 @@ def test_a_bound_may_be_a_multiple_of_what_lone_requests_take() -> None:
     lone = next(each for each in results.measurements if each.scenario == "single")
     assert results.bound_ms == pytest.approx(10 * lone.latency_ms(0.5).value)
     assert results.bound_ms > 10 * 1e3 * EACH_S * 0.99
-    assert results.server_rate is not None
+    assert results.highest is not None
 
 
 def test_a_rate_that_is_not_confirmed_is_left_in_growing_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,14 +178,36 @@ def test_a_rate_that_is_not_confirmed_is_left_in_growing_steps(monkeypatch: pyte
     with Generator(num_workers=1) as generator:
         contender = Contender(name="slowing", target=Slow(EACH_S), supply=Numbered())
         results = Stand(generator, contender, BenchSettings(num_clients=1), length=length).run(["server"])
-    assert results.bracket is not None
-    assert results.bracket.passed is not None
+    (bracket,) = results.brackets
+    assert bracket.passed is not None
+    assert results.highest is not None
     steps = [each.offered_per_s for each in results.probes if each.scenario == "server"]
-    assert steps == pytest.approx([results.bracket.passed / by for by in (1.0, 1.25, 1.25 * 1.5)][: len(steps)])
-    assert results.server_rate == pytest.approx(
-        results.bracket.passed / [1.25, 1.25 * 1.5, 1.25 * 1.5 * 2][len(steps) - 1]
+    assert steps == pytest.approx([bracket.passed / by for by in (1.0, 1.25, 1.25 * 1.5)][: len(steps)])
+    assert results.highest.kept == pytest.approx(bracket.passed / [1.25, 1.25 * 1.5, 1.25 * 1.5 * 2][len(steps) - 1])
+    assert results.highest.refused == steps[-1]
+    assert 4.0 < results.highest.kept <= 8.0
+
+
+@pytest.mark.parametrize(("most_probes", "searches"), [(6, 3), (2, 2)])
+def test_a_rate_is_searched_in_rounds_while_there_is_time(
+    monkeypatch: pytest.MonkeyPatch, most_probes: int, searches: int
+) -> None:
+    """Two searches of two probes are more than half of three times two."""
+    monkeypatch.setattr(latency, "keeps_bound", lambda found, _: found.offered_per_s <= 16.0)
+    length = replace(
+        SMOKE, least_requests=0, run_s=3.0, rounds=3, probe_s=0.4, rate_tolerance=0.3, most_probes=most_probes
     )
-    assert 4.0 < results.server_rate <= 8.0
+    with Generator(num_workers=1) as generator:
+        contender = Contender(name="ours", target=Slow(EACH_S), supply=Numbered())
+        results = Stand(generator, contender, BenchSettings(num_clients=1), length=length).run(["server"])
+    found = [each.passed for each in results.brackets if each.passed is not None]
+    assert len(found) == len(results.brackets) == searches
+    assert results.highest is not None
+    assert results.highest.searched == tuple(found)
+    assert results.highest.kept == pytest.approx(geometric_mean(found))
+    assert (results.highest.refused is None) == (not all(each.closed for each in results.brackets))
+    firsts = list(itertools.accumulate((each.num_probes for each in results.brackets), initial=0))[1:-1]
+    assert [results.probes[at].offered_per_s for at in firsts] == found[:-1]  # begun where the last one ended
 
 
 def test_steady_loads_are_carried_out_in_rounds_and_in_turns() -> None:
@@ -238,7 +261,7 @@ def test_a_load_that_cannot_be_carried_out_leaves_the_others_their_rounds(monkey
     assert results.problem == "saturation: no"
     (single,) = results.measurements
     assert len(single.rounds) == 3
-    assert results.server_rate is None
+    assert results.highest is None
 
 
 def test_what_ends_in_a_later_round_is_partial() -> None:
@@ -258,9 +281,9 @@ def test_server_and_overload_find_what_they_need_in_steady_loads() -> None:
         bound, factor = (
             Stand(generator, contender, BenchSettings(bound_factor=each), length=SMOKE) for each in (None, 10.0)
         )
-    assert bound.needs(["server"]) == ["saturation"]
-    assert factor.needs(["overload"]) == ["single", "saturation"]
-    assert factor.needs(["multi", "offline"]) == ["offline"]  # of one sequence a request there is no multi
+    assert bound.needs(["server"]) == {"saturation", "search"}
+    assert factor.needs(["overload"]) == {"single", "saturation"}
+    assert factor.needs(["multi", "offline"]) == {"offline"}  # of one sequence a request there is no multi
 
 
 def test_what_answers_nothing_ends_at_the_pilot(monkeypatch: pytest.MonkeyPatch) -> None:

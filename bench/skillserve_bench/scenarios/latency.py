@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import geometric_mean
 from typing import Literal, get_args
 
 from skillserve.console import talk
@@ -19,7 +20,7 @@ from skillserve_bench.load.generator import COMPLETED, Generator
 from skillserve_bench.load.schedule import ClosedLoop, Load, OpenLoop, Phase
 from skillserve_bench.measurement import Contender, Measurement, measure
 from skillserve_bench.overload import Overload, weigh_overload
-from skillserve_bench.rate_search import Bracket, search_rate
+from skillserve_bench.rate_search import WIDE, Bracket, HighestRate, search_rate
 from skillserve_bench.settling import LEAST_ANSWERS
 
 __all__ = [
@@ -40,6 +41,8 @@ SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 Steady = Literal["single", "multi", "offline", "saturation"]
 """Closed loops, whose load is the same all the time; `saturation` is what `server` and `overload` find rates from."""
 STEADY: tuple[Steady, ...] = get_args(Steady)
+Part = Steady | Literal["search"]
+"""What is carried out in rounds: a steady load, or a search for the rate of `server`."""
 
 OVERLOADS = (1.5, 2.0)
 _BESIDE = 0.5
@@ -53,7 +56,9 @@ _MORE, _MORE_TRIES = 4, 3
 _ALONE = 0.5
 """Requests in the server at once, on average, below which they take what a lone one takes."""
 _START = 0.7
-"""Where the search for a rate begins, relative to the saturation rate."""
+"""Where the first search for a rate begins, relative to the saturation rate."""
+_NARROW_STEPS = 3
+"""So many tolerances are a step of the searches after it."""
 WANTED_SHARE = 0.99
 MOST_CONFIRMATIONS = 4
 
@@ -66,11 +71,10 @@ class Results:
     bound_ms: float
     """Bound on p99 in `server`, and on what is useful in `overload`."""
     measurements: list[Measurement] = field(default_factory=list)
-    bracket: Bracket | None = None
-    server_rate: float | None = None
-    """Requests a second that keep the bound, confirmed; None if none was."""
-    refused: float | None = None
-    """The least rate that failed, above the one that was kept; None if none did."""
+    brackets: list[Bracket] = field(default_factory=list)
+    """Where searches for a rate ended."""
+    highest: HighestRate | None = None
+    """What keeps the bound in `server`; None if no rate was confirmed."""
     probes: list[Measurement] = field(default_factory=list)
     saturation_per_s: float | None = None
     """Requests a second of one sequence each that saturated clients get."""
@@ -111,7 +115,8 @@ class Stand:
         """Requests a second, as a pilot saw them."""
         self._nums: dict[Steady, int] = {}
         """Requests that a round is given."""
-        self._unable: set[Steady] = set()
+        self._searched_s = 0.0
+        self._unable: set[Part | Scenario] = set()
         self._stopped = False
         self.results = Results(contender=contender.name, bound_ms=settings.bound_ms)
 
@@ -125,15 +130,16 @@ class Stand:
         """How often steady loads are carried out."""
         return self._length.rounds
 
-    def needs(self, scenarios: Sequence[Scenario]) -> list[Steady]:
-        """The steady loads that scenarios consist of, or find bounds and rates from."""
+    def needs(self, scenarios: Sequence[Scenario]) -> set[Part]:
+        """What scenarios consist of, or find bounds and rates from, and is carried out in rounds."""
         found: set[str] = set(scenarios)
         if {"server", "overload"} & found:
             found |= {"saturation"} if self._settings.bound_factor is None else {"saturation", "single"}
-        return [each for each in STEADY if each in found and (each != "multi" or self._contender.multi > 1)]
+        parts: set[Part] = {each for each in STEADY if each in found and (each != "multi" or self._contender.multi > 1)}
+        return parts | {"search"} if "server" in found else parts
 
-    def attempt(self, step: Steady | Scenario) -> None:
-        """One round of a steady load, or a whole scenario of another kind.
+    def attempt(self, step: Part | Scenario) -> None:
+        """One round of what is carried out in rounds, or a whole scenario of another kind.
 
         An error or Ctrl-C ends what is measured here; the results say why, and stand. Where only one steady load cannot
         be carried out, the others are.
@@ -142,8 +148,10 @@ class Stand:
             return
         try:
             match step:
-                case "server" | "overload" if self.results.problem:
+                case "search" | "server" | "overload" if self.results.problem:
                     return
+                case "search":
+                    self._search()
                 case "server":
                     self._server()
                 case "overload":
@@ -174,23 +182,35 @@ class Stand:
         if load == "saturation" and found.per_s.value > 0:  # not nan, either
             self.results.saturation_per_s = found.per_s.value
 
+    def _search(self) -> None:
+        """One more search for a rate, if there was time for one, and the last one found something."""
+        start, step = self._saturation * _START, WIDE
+        if brackets := self.results.brackets:
+            last = brackets[-1].passed
+            if last is None or self._searched_s >= self._length.searching_s:
+                return
+            start, step = last, (1 + self._length.rate_tolerance) ** _NARROW_STEPS
+        tolerance, most_probes = self._length.rate_tolerance, self._length.most_probes
+        brackets.append(search_rate(self._probe, start=start, tolerance=tolerance, most_probes=most_probes, step=step))
+
     def _server(self) -> None:
-        """Bisect, then confirm what was found with a longer run; while that fails, go down in growing steps."""
-        start = self._saturation * _START
-        self.results.bracket = bracket = search_rate(
-            self._probe, start=start, tolerance=self._length.rate_tolerance, most_probes=self._length.most_probes
-        )
-        rate = bracket.passed
-        self.results.refused = bracket.failed
-        for i in range(MOST_CONFIRMATIONS if rate is not None else 0):
-            confirmed = self._open("server", [Phase(rate or 0.0, self._length.at(rate or 0.0).run_s)])
+        """Confirm what searches found on average with a longer run; while that fails, go down in growing steps."""
+        brackets = self.results.brackets
+        found = [each.passed for each in brackets if each.passed is not None]
+        if not found:
+            return
+        rate = geometric_mean(found)
+        failed = [each.failed for each in brackets if each.failed is not None]
+        refused = geometric_mean(failed) if len(failed) == len(brackets) else None
+        for i in range(MOST_CONFIRMATIONS):
+            confirmed = self._open("server", [Phase(rate, self._length.at(rate).run_s)])
             if keeps_bound(confirmed, self.results.bound_ms):
-                self.results.server_rate = rate
+                self.results.highest = HighestRate(rate, refused, tuple(found))
                 self.results.measurements.append(confirmed)
                 return
             self.results.probes.append(confirmed)
-            self.results.refused = rate
-            rate = (rate or 0.0) / (1 + 2**i * self._length.rate_tolerance)
+            refused = rate
+            rate /= 1 + 2**i * self._length.rate_tolerance
 
     def _overload(self) -> None:
         saturation = self._saturation
@@ -216,7 +236,9 @@ class Stand:
 
     def _probe(self, rate: float) -> bool | None:
         """Whether a rate keeps the bound; None where no lower one could."""
-        found = self._open("probe", [Phase(rate, self._length.at(rate).probe_s)])
+        seconds = self._length.at(rate).probe_s
+        found = self._open("probe", [Phase(rate, seconds)])
+        self._searched_s += seconds
         self.results.probes.append(found)
         if keeps_bound(found, self.results.bound_ms):
             return True
@@ -313,12 +335,17 @@ class Stand:
 
 
 def run_in_turns(stands: Sequence[Stand], scenarios: Sequence[Scenario]) -> None:
-    """Carry scenarios out on contenders in turns: steady loads in rounds, every other one backwards, then the rest."""
-    for number in range(max(stand.num_rounds for stand in stands)):
-        for load in STEADY:
-            for stand in stands[:: -1 if number % 2 else 1]:
-                if load in stand.needs(scenarios) and number < stand.num_rounds:
-                    stand.attempt(load)
+    """Carry scenarios out on contenders in turns: what has rounds, every other one backwards, then the rest.
+
+    Rates are searched when all that bounds and beginnings are found from is known.
+    """
+    parts: list[tuple[Part, ...]] = [STEADY, ("search",)]
+    for together in parts:
+        for number in range(max(stand.num_rounds for stand in stands)):
+            for part in together:
+                for stand in stands[:: -1 if number % 2 else 1]:
+                    if part in stand.needs(scenarios) and number < stand.num_rounds:
+                        stand.attempt(part)
     for scenario in ("server", "overload"):
         for stand in stands:
             if scenario in scenarios:

@@ -186,7 +186,7 @@ def _rate(results: Results, settings: BenchSettings) -> str:
     if results.highest is not None:
         own = "" if settings.bound_factor is None else f" ({results.bound})"
         return f"{results.highest.text}{own}"
-    return "none that was tried" if results.probes else "?"
+    return "none confirmed" if results.probes else "?"
 
 
 def _points(beside: Beside, name: str) -> str:

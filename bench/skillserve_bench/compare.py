@@ -20,7 +20,7 @@ from skillserve.errors import UsageError
 from skillserve_bench.intervals import CONFIDENCE, Estimate, quantile_ratio, rate_ratio
 from skillserve_bench.load.windows import Window
 from skillserve_bench.measurement import per_window
-from skillserve_bench.rate_search import HighestRate
+from skillserve_bench.rate_search import Bracket, HighestRate
 from skillserve_bench.report import Table
 
 __all__ = ["Comparison", "Ratio", "compare_reports", "comparison_table", "read_report"]
@@ -38,7 +38,7 @@ class Ratio:
     level: str
     scenario: str
     figure: str
-    """`p99`, `sequences/s`, `server rate`."""
+    """`p99`, `requests/s`, `highest rate`."""
     ratio: Estimate
     more_is_worse: bool
     regression: bool
@@ -119,7 +119,7 @@ def compare_reports(new: Mapping[str, Any], old: Mapping[str, Any], *, share: fl
     for level, (one, other) in highest.items():
         ratio = one.relative_to(other, confidence=confidence)
         if ratio.high is None:
-            remarks.append(f"{level}, server: not compared, the second report's search ended before a rate failed")
+            remarks.append(f"{level}, server: not compared, a search of the second report ended before a rate failed")
         else:
             ratios.append(_judged(level, "server", "highest rate", ratio, share, more_is_worse=False))
     if not ratios:
@@ -152,11 +152,11 @@ def _highest(level: Mapping[str, Any]) -> HighestRate | None:
     """What kept the bound, if something did; reports of earlier releases know of one search."""
     if not level["server_rate_per_s"]:
         return None
-    searches = level.get("searches") or [level.get("bracket") or {"passed": None, "failed": None}]
+    searches = [Bracket(**each) for each in level.get("searches", [level.get("bracket")]) if each]
     return HighestRate(
         level["server_rate_per_s"],
-        level.get("server_refused_per_s", searches[0]["failed"]),
-        tuple(each["passed"] for each in searches if each["passed"]),
+        level.get("server_refused_per_s", searches[0].failed if searches else None),
+        tuple(each.found for each in searches if each.found is not None),
     )
 
 

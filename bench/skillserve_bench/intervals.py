@@ -9,9 +9,9 @@ A quantile has up to three intervals, and the hull of them is reported:
   are drawn anew with replacement, which keeps what is related together (Carlstein, Annals of Statistics 14, 1986).
   It needs windows longer than a queue remembers, and at least MIN_WINDOWS of them; with fewer there is the first only.
 
-- Between rounds: a load that was carried out several times, other loads in between, has met a machine in several
-  moods. Student's interval of the mean of the rounds' logarithms tells how far apart they were (Student, Biometrika 6,
-  1908; of ratios as Welch has it, Biometrika 34, 1947). It needs MIN_ROUNDS.
+- Between rounds: a load that was carried out, or a rate that was searched, several times, other loads in between, has
+  met a machine in several moods. Student's interval of the mean of the rounds' logarithms tells how far apart they were
+  (Student, Biometrika 6, 1908; of ratios as Welch has it, Biometrika 34, 1947). It needs MIN_ROUNDS.
 
 The first is too narrow for values that hang together, the second for the far tail and for what lasts longer than a
 round; hence the hull. The greatest value has no interval: no sample bounds what it has not seen.
@@ -72,8 +72,14 @@ class Estimate:
         return self.low, self.high
 
     def excludes(self, value: float) -> bool | None:
-        """Whether the interval lies on one side of a value; None without both ends."""
-        return None if self.low is None or self.high is None else not self.low <= value <= self.high
+        """Whether a value is beyond the end on its side; None where that end is not known."""
+        end = self.low if value < self.value else self.high
+        return None if end is None else (value < end if value < self.value else value > end)
+
+    def widened(self, found: Sequence[tuple[float, float]]) -> Estimate:
+        """With the hull of its own interval and others; an end that is not known stays so."""
+        low = None if self.low is None else min([self.low, *(low for low, _ in found)])
+        return Estimate(self.value, low, None if self.high is None else max([self.high, *(high for _, high in found)]))
 
 
 def order_statistics(num: int, share: float, *, confidence: float = CONFIDENCE) -> tuple[int | None, int | None]:
@@ -106,12 +112,8 @@ def quantile_estimate(
     found = between_rounds(_quantiles(values, counts_WK, rounds, share), confidence=CONFIDENCE)
     if low is not None and high is not None and len(counts_WK) >= MIN_WINDOWS:
         found.append(_percentiles(at_share(values, _resampled(counts_WK, np.random.default_rng(seed)), share)))
-    lows, highs = ([end for end, _ in found], [end for _, end in found])
-    return Estimate(
-        value * scale,
-        None if low is None else scale * min([value, low, *lows]),
-        None if high is None else scale * max([value, high, *highs]),
-    )
+    low, high = Estimate(value, low, high).widened([(value, value), *found]).ends
+    return Estimate(value * scale, None if low is None else scale * low, None if high is None else scale * high)
 
 
 def mean_estimate(rounds: Sequence[Sequence[float]], *, seed: int) -> Estimate:
@@ -166,9 +168,7 @@ def ratio_of(new: Estimate, old: Estimate) -> Estimate:
 
 def _hull(value: float, found: list[tuple[float, float]]) -> Estimate:
     """A figure with the hull of its intervals; without any of them it has none."""
-    if not found:
-        return Estimate(value)
-    return Estimate(value, min(value, *(low for low, _ in found)), max(value, *(high for _, high in found)))
+    return Estimate(value, value, value).widened(found) if found else Estimate(value)
 
 
 def between_rounds(*sides: Sequence[float], confidence: float) -> list[tuple[float, float]]:

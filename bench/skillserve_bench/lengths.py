@@ -34,7 +34,7 @@ class Length:
     probe_s: float
     """Each probe of the search for a rate."""
     rate_tolerance: float
-    """The search ends when its bracket is this narrow, as a ratio minus 1."""
+    """A search ends when its bracket is this narrow, as a ratio minus 1."""
     most_probes: int
     overload_s: float
     """How long the server is overloaded; as long before, and three times as long after."""

@@ -72,7 +72,10 @@ def draw_rates(points: Sequence[tuple[float, Estimate, Estimate, bool]], *, boun
             values = [each.value for each in found]
             below = [each.value - (each.value if each.low is None else each.low) for each in found]
             above = [(each.value if each.high is None else each.high) - each.value for each in found]
-            axes.errorbar(rates, values, yerr=[below, above], color=colour, marker="o", ms=4, capsize=3, label=name)
+            # No line: searches try the same rates at different times, and between those it would jump up and down.
+            axes.errorbar(
+                rates, values, yerr=[below, above], color=colour, linestyle="", marker="o", ms=4, capsize=3, label=name
+            )
         axes.axhline(bound_ms, color=_COLOURS[-1], linestyle="--", linewidth=1, label=f"bound {bound_ms:g} ms")
         failed = [(point[0], point[2].value) for point in ordered if not point[3]]
         if failed:

@@ -14,7 +14,7 @@ from skillserve_bench.lengths import LENGTHS, MOST_STRETCH, Length
 from skillserve_bench.levels import IndexBuild
 from skillserve_bench.measurement import MOST_LAG_MS, QUANTILES, Measurement
 from skillserve_bench.report import Findings, Table, cores
-from skillserve_bench.scenarios.latency import MOST_CONFIRMATIONS, OVERLOADS, WANTED_SHARE, Results
+from skillserve_bench.scenarios.latency import MOST_CONFIRMATIONS, OVERLOADS, WANTED_SHARE, Results, keeps_bound
 from skillserve_bench.settling import AGREEING, TOLERANCE
 
 __all__ = ["Material", "findings_of"]
@@ -86,7 +86,13 @@ def _outcome(results: Results) -> list[str]:
     if results.highest is not None:
         lines.append(f"{results.contender}: {results.highest.text} requests a second keep p99 within {results.bound}.")
     elif results.probes:
-        lines.append(f"{results.contender}: no rate that was tried kept p99 within {results.bound}.")
+        tried = [
+            each.offered_per_s for each in results.probes if each.offered_per_s and keeps_bound(each, results.bound_ms)
+        ]
+        what = (
+            f"up to {max(tried):.4g} requests a second kept p99 once, none confirmed," if tried else "no rate kept p99"
+        )
+        lines.append(f"{results.contender}: {what} within {results.bound}.")
     lines += [
         f"{results.contender}: offered {each.factor:g} times its saturation rate it gives {each.goodput_per_s:.4g} "
         f"useful answers a second, sheds {each.shed_share:.0%}, and "
@@ -228,8 +234,9 @@ def _method(material: Material) -> list[str]:
             f"saturation, probes of {length.probe_s:g} s, until the bracket is within {length.rate_tolerance:.0%} or "
             f"after {length.most_probes} probes{_again(length)}. What was found (the geometric mean) is confirmed by a "
             f"run of {length.run_s:g} s with another seed, up to {MOST_CONFIRMATIONS} times: "
-            f"{length.rate_tolerance:.0%} lower, then by twice as much, and so on. Its interval holds what was refused "
-            f"above it, and Student's interval of the searches ({MIN_ROUNDS} or more)."
+            f"{length.rate_tolerance:.0%} lower, then by twice as much, and so on. Its interval reaches to what was "
+            f"refused above it, and holds Student's interval of {MIN_ROUNDS} searches or more; of fewer it is what "
+            "they left open, in one mood of the machine, with no confidence to name."
         ),
         (
             f"overload: {length.overload_s:g} s at {' and '.join(f'{factor:g}' for factor in OVERLOADS)} times the "
@@ -296,8 +303,8 @@ def _again(length: Length) -> str:
     if length.rounds == 1:
         return ""
     return (
-        f"; up to {length.rounds} such searches, from the second on from the last one's rate, while those before took "
-        f"less than {length.searching_s:g} s"
+        f"; then again, up to {length.rounds} times in all, each from where the last one ended and in smaller steps, "
+        f"until searches have taken {length.searching_s:g} s"
     )
 
 

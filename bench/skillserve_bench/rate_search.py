@@ -14,8 +14,10 @@ fails at every rate near the one that was found.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import geometric_mean
 
 from skillserve_bench.intervals import CONFIDENCE, Estimate, between_rounds, ratio_of
 
@@ -36,6 +38,11 @@ class Bracket:
     num_probes: int
 
     @property
+    def found(self) -> float | None:
+        """What passed; where nothing did, what failed, since no more could have been found; None without a verdict."""
+        return self.failed if self.passed is None else self.passed
+
+    @property
     def closed(self) -> bool:
         """Whether both sides are known."""
         return self.passed is not None and self.failed is not None
@@ -46,32 +53,58 @@ class HighestRate:
     """The highest rate that keeps a bound, as searches and a run at what they found left it."""
 
     kept: float
-    """Confirmed; requests a second."""
+    """Requests a second."""
     refused: float | None
     """Above it: the least that failed, or the mean of the searches; None if one of them met no limit."""
     searched: tuple[float, ...] = ()
-    """What each search found."""
+    """What each search found, see `Bracket.found`."""
 
-    def estimate(self, *, confidence: float = CONFIDENCE) -> Estimate:
-        """With an interval: all that lies between kept and refused, and how far searches were apart.
-
-        The confidence is that of the second part (see `between_rounds`); the first has none to name.
-        """
-        found = between_rounds(self.searched, confidence=confidence)
-        low = min([self.kept, *(low for low, _ in found)])
-        return Estimate(
-            self.kept, low, None if self.refused is None else max([self.refused, *(high for _, high in found)])
+    @classmethod
+    def of(cls, brackets: Sequence[Bracket]) -> HighestRate | None:
+        """What searches found on average, to be confirmed; None if nothing passed."""
+        passed = [each.passed for each in brackets if each.passed is not None]
+        if not passed:
+            return None
+        failed = [each.failed for each in brackets if each.passed is not None and each.failed is not None]
+        return cls(
+            geometric_mean(passed),
+            geometric_mean(failed) if len(failed) == len(passed) else None,
+            tuple(each.found for each in brackets if each.found is not None),
         )
 
+    def lower(self, by: float) -> HighestRate:
+        """The next to be tried, where this one was not confirmed."""
+        return replace(self, kept=self.kept / by, refused=self.kept)
+
+    @property
+    def estimate(self) -> Estimate:
+        """With an interval: what lies between kept and refused, and how far searches were apart.
+
+        Of MIN_ROUNDS searches that is Student's, at 95 %; of fewer what they found, with no confidence to name.
+        """
+        between = between_rounds(self.searched, confidence=CONFIDENCE)
+        if not between and self.searched:
+            between = [(min(self.searched), max(self.searched))]
+        return self._open.widened(between)
+
     def relative_to(self, other: HighestRate, *, confidence: float = CONFIDENCE) -> Estimate:
-        """The ratio of two; each may be wrong half as often, so that both hold with the confidence (Bonferroni)."""
-        each = (1 + confidence) / 2
-        return ratio_of(self.estimate(confidence=each), other.estimate(confidence=each))
+        """The ratio of two: what they leave open, and Welch's interval of the searches.
+
+        Where one has fewer than MIN_ROUNDS searches it is that of opposite ends of both, with no confidence to name.
+        """
+        between = between_rounds(self.searched, other.searched, confidence=confidence)
+        if between:
+            return ratio_of(self._open, other._open).widened(between)
+        return ratio_of(self.estimate, other.estimate)
 
     @property
     def text(self) -> str:
         """To three digits, with its interval."""
-        return self.estimate().text(max(3 - len(f"{self.kept:.0f}"), 0))
+        return self.estimate.text(max(2 - math.floor(math.log10(self.kept)), 0))
+
+    @property
+    def _open(self) -> Estimate:
+        return Estimate(self.kept, self.kept, self.refused)
 
 
 def search_rate(
@@ -79,7 +112,7 @@ def search_rate(
 ) -> Bracket:
     """Search from `start`, which is best a rate near the limit: times `step` until it fails, or less until it passes.
 
-    `passes` answers None to end the search, such as after Ctrl-C.
+    `passes` answers None to end the search: where no lower rate could pass.
     """
     passed: float | None = None
     failed: float | None = None

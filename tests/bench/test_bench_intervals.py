@@ -77,7 +77,7 @@ def test_too_few_answers_bound_no_tail() -> None:
     few = quantile_estimate([windows_of(np.arange(1.0, 101.0), 10)], 0.99, seed=1)
     assert (few.low is not None, few.high) == (True, None)
     assert few.text(0) == f"99 [{few.low:.0f}, ?]"
-    assert few.excludes(1.0) is None
+    assert (few.excludes(1.0), few.excludes(200.0)) == (True, None)
 
 
 def coverage(draw: object, truth: float, share: float, num_windows: int) -> float:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -112,6 +113,15 @@ def material(median_ms: float = 10.0, *, seed: int = 1) -> Material:
         lens={"embedder": [5, 9, 9, 30]},
         settings=BenchSettings(),
     )
+
+
+def with_rate(kept: float, refused: float | None, *, searched: Sequence[float] = (), seed: int = 1) -> Material:
+    """Everything, with this highest rate."""
+    found = material(seed=seed)
+    (results,) = found.results
+    results.highest = HighestRate(kept, refused, tuple(searched))
+    results.brackets[:] = [Bracket(rate, None if refused is None else 1.05 * rate, 4) for rate in searched]
+    return found
 
 
 def report(found: Material) -> Report:
@@ -282,9 +292,7 @@ def test_a_lower_rate_is_a_regression_beyond_what_the_search_left_open(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], failed: float, code: int
 ) -> None:
     """The old one kept 90 requests a second, and failed at 94; the new one kept 80."""
-    old, new = material(), material(seed=50)
-    old.results[0].highest = HighestRate(90.0, 94.0)
-    new.results[0].highest = HighestRate(80.0, failed)
+    old, new = with_rate(90.0, 94.0), with_rate(80.0, failed, seed=50)
     found = compared(capsys, written(tmp_path, "old.json", old), written(tmp_path, "new.json", new))
     assert found[0] == code
     ratio = next(each["ratio"] for each in found[1]["ratios"] if each["figure"] == "highest rate")
@@ -296,21 +304,52 @@ def test_a_lower_rate_is_a_regression_beyond_what_the_search_left_open(
 def test_a_lower_rate_is_a_regression_beyond_what_searches_were_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], searched: tuple[float, ...], code: int
 ) -> None:
-    old, new = material(), material(seed=50)
-    old.results[0].highest = HighestRate(100.0, 101.0)
-    new.results[0].highest = HighestRate(80.0, 81.0)
-    new.results[0].brackets[:] = [Bracket(rate, 1.05 * rate, 4) for rate in searched]
+    old = with_rate(100.0, 101.0, searched=[99.0, 101.0, 100.0])
+    new = with_rate(80.0, 81.0, searched=searched, seed=50)
     files = [written(tmp_path, f"{i}.json", each) for i, each in enumerate((old, new))]
     assert compared(capsys, *files)[0] == code
 
 
+@pytest.mark.parametrize(("high", "code"), [(85.0, 1), (130.0, 0)])
+def test_a_lower_rate_is_none_where_its_searches_reach_the_other_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], high: float, code: int
+) -> None:
+    """Of which nobody knows how high it is: no rate failed."""
+    old, new = with_rate(100.0, None), with_rate(80.0, 81.0, searched=[79.0, high], seed=50)
+    files = [written(tmp_path, f"{i}.json", each) for i, each in enumerate((old, new))]
+    found = compared(capsys, *files)
+    assert found[0] == code
+    assert next(each["ratio"] for each in found[1]["ratios"] if each["figure"] == "highest rate")["low"] is None
+
+
+def test_reports_of_earlier_releases_know_of_one_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [written(tmp_path, f"{i}.json", material()) for i in range(2)]
+    for file in files:
+        content = json.loads(file.read_text())
+        level = content["figures"]["levels"]["embedder"]
+        del level["server_refused_per_s"]
+        (level["bracket"],) = level.pop("searches")
+        file.write_text(json.dumps(content))
+    found = compared(capsys, *files)[1]
+    ratio = next(each["ratio"] for each in found["ratios"] if each["figure"] == "highest rate")
+    assert (ratio["low"], ratio["high"]) == pytest.approx((80 / 84, 84 / 80))
+
+
+def test_what_ends_before_a_rate_is_confirmed_says_what_passed() -> None:
+    found = material()
+    (results,) = found.results
+    results.highest = None
+    assert "embedder: no rate kept p99 within 100 ms." in findings_of(found).summary
+    results.probes.append(measurement("probe", 10.0, rate=60.0))
+    text = "embedder: up to 60 requests a second kept p99 once, none confirmed, within 100 ms."
+    assert text in findings_of(found).summary
+
+
 def test_a_search_that_met_no_limit_found_no_lower_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    old, new = material(), material()
-    old.results[0].highest = HighestRate(90.0, 94.0)
-    new.results[0].highest = HighestRate(80.0, None)
+    old, new = with_rate(90.0, 94.0), with_rate(80.0, None)
     code, found = compared(capsys, written(tmp_path, "old.json", old), written(tmp_path, "new.json", new))
     assert (code, "highest rate" in {each["figure"] for each in found["ratios"]}) == (0, False)
-    assert any("search ended before a rate failed" in remark for remark in found["remarks"])
+    assert any("ended before a rate failed" in remark for remark in found["remarks"])
 
 
 def test_invalid_runs_are_named_and_not_judged_and_strange_files_refused(

@@ -188,7 +188,7 @@ def test_a_rate_that_is_not_confirmed_is_left_in_growing_steps(monkeypatch: pyte
     assert 4.0 < results.highest.kept <= 8.0
 
 
-@pytest.mark.parametrize(("most_probes", "searches"), [(6, 3), (2, 2)])
+@pytest.mark.parametrize(("most_probes", "searches"), [(10, 3), (2, 2)])
 def test_a_rate_is_searched_in_rounds_while_there_is_time(
     monkeypatch: pytest.MonkeyPatch, most_probes: int, searches: int
 ) -> None:
@@ -208,6 +208,20 @@ def test_a_rate_is_searched_in_rounds_while_there_is_time(
     assert (results.highest.refused is None) == (not all(each.closed for each in results.brackets))
     firsts = list(itertools.accumulate((each.num_probes for each in results.brackets), initial=0))[1:-1]
     assert [results.probes[at].offered_per_s for at in firsts] == found[:-1]  # begun where the last one ended
+
+
+def test_rates_are_searched_in_turns_when_all_else_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[str, str]] = []
+    monkeypatch.setattr(Stand, "attempt", lambda stand, step: steps.append((stand.results.contender, step)))
+    with Generator(num_workers=1) as generator:
+        stands = [
+            Stand(generator, Contender(name=name, target=Slow(EACH_S), supply=Numbered()), BenchSettings(), length=each)
+            for name, each in (("one", replace(SMOKE, rounds=3)), ("other", replace(SMOKE, rounds=2)))
+        ]
+        run_in_turns(stands, ["server", "overload"])
+    one, other = ([(name, part) for name in ("one", "other")] for part in ("saturation", "search"))
+    ends = [(name, scenario) for scenario in ("server", "overload") for name in ("one", "other")]
+    assert steps == [*one, *one[::-1], one[0], *other, *other[::-1], other[0], *ends]
 
 
 def test_steady_loads_are_carried_out_in_rounds_and_in_turns() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import geometric_mean
 from typing import Literal, get_args
 
 from skillserve.console import talk
@@ -127,7 +126,7 @@ class Stand:
 
     @property
     def num_rounds(self) -> int:
-        """How often steady loads are carried out."""
+        """How often steady loads are carried out, and a rate is searched."""
         return self._length.rounds
 
     def needs(self, scenarios: Sequence[Scenario]) -> set[Part]:
@@ -183,34 +182,30 @@ class Stand:
             self.results.saturation_per_s = found.per_s.value
 
     def _search(self) -> None:
-        """One more search for a rate, if there was time for one, and the last one found something."""
+        """One more search for a rate, from the last one that passed, if there is one, and time for it."""
+        brackets = self.results.brackets
         start, step = self._saturation * _START, WIDE
-        if brackets := self.results.brackets:
-            last = brackets[-1].passed
-            if last is None or self._searched_s >= self._length.searching_s:
+        if brackets:
+            passed = [each.passed for each in brackets if each.passed is not None]
+            if not passed or self._searched_s >= self._length.searching_s:
                 return
-            start, step = last, (1 + self._length.rate_tolerance) ** _NARROW_STEPS
+            start, step = passed[-1], (1 + self._length.rate_tolerance) ** _NARROW_STEPS
         tolerance, most_probes = self._length.rate_tolerance, self._length.most_probes
         brackets.append(search_rate(self._probe, start=start, tolerance=tolerance, most_probes=most_probes, step=step))
 
     def _server(self) -> None:
         """Confirm what searches found on average with a longer run; while that fails, go down in growing steps."""
-        brackets = self.results.brackets
-        found = [each.passed for each in brackets if each.passed is not None]
-        if not found:
+        highest = HighestRate.of(self.results.brackets)
+        if highest is None:
             return
-        rate = geometric_mean(found)
-        failed = [each.failed for each in brackets if each.failed is not None]
-        refused = geometric_mean(failed) if len(failed) == len(brackets) else None
         for i in range(MOST_CONFIRMATIONS):
-            confirmed = self._open("server", [Phase(rate, self._length.at(rate).run_s)])
+            confirmed = self._open("server", [Phase(highest.kept, self._length.at(highest.kept).run_s)])
             if keeps_bound(confirmed, self.results.bound_ms):
-                self.results.highest = HighestRate(rate, refused, tuple(found))
+                self.results.highest = highest
                 self.results.measurements.append(confirmed)
                 return
             self.results.probes.append(confirmed)
-            refused = rate
-            rate /= 1 + 2**i * self._length.rate_tolerance
+            highest = highest.lower(1 + 2**i * self._length.rate_tolerance)
 
     def _overload(self) -> None:
         saturation = self._saturation

@@ -59,18 +59,20 @@ class Length:
         """That a closed loop has, where windows are wider than usual."""
         return max(LEAST_WINDOWS, LEAST_OF_A_ROUND * self.rounds)
 
-    def at(self, per_s: float, *, num_clients: int | None = None) -> Self:
+    def at(self, per_s: float, *, num_clients: int | None = None, bound_s: float = 0.0) -> Self:
         """The same for something that gets or answers so many requests a second; clients are those of a closed loop.
 
         Where a run would hold too few of them, everything takes longer, by one factor; and windows are wider, since a
         window of few answers has no median, and one that is shorter than the queue depends on its neighbours, but not
-        so wide that there are too few of them for an interval.
+        so wide that there are too few of them for an interval. A run that judges whether latencies keep a bound lasts
+        until a rate that is too high by the tolerance has grown a queue as long as the bound.
         """
         if not self.least_requests:
             return self
         least_windows = LEAST_WINDOWS if num_clients is None else self.least_windows
         each = max(LEAST_ANSWERS, self.least_passes * num_clients) if num_clients and self.least_passes else 0
-        stretch = min(max(max(self.least_requests, least_windows * each) / (per_s * self.run_s), 1.0), MOST_STRETCH)
+        wanted_s = max(max(self.least_requests, least_windows * each) / per_s, bound_s / self.rate_tolerance)
+        stretch = min(max(wanted_s / self.run_s, 1.0), MOST_STRETCH)
         run_s = stretch * self.run_s
         window_s = max(self.window_s, min(max(2 * LEAST_ANSWERS, each) / per_s, run_s / least_windows))
         # Borders of an overload are borders of windows.

@@ -208,8 +208,9 @@ def _method(material: Material) -> list[str]:
         (
             f"Length `{settings.length}`: runs of {length.run_s:g} s in windows of {length.window_s:g} s. Warm-up "
             f"lasts until {AGREEING} windows in a row have medians within {TOLERANCE:.0%}, and is left out; where "
-            f"none agree, a third is. Where a run would hold fewer than {length.least_requests} requests, everything "
-            f"takes longer, up to {MOST_STRETCH:g} times, in wider windows."
+            f"none agree, a third is. Where a run would hold fewer than {length.least_requests} requests, or last less "
+            f"than {1 / length.rate_tolerance:g} times the bound that it judges, everything takes longer, up to "
+            f"{MOST_STRETCH:g} times, in wider windows."
         ),
         *_parts(length),
         (

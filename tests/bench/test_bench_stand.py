@@ -122,6 +122,21 @@ def test_what_is_slow_gets_longer_runs_in_wider_windows(
 
 
 @pytest.mark.parametrize(
+    ("bound_s", "run_s", "probe_s"),
+    [
+        (1.0, 3.0, 1.5),  # a rate that is half too high has a queue of a second after two
+        (4.0, 8.0, 4.0),
+        (60.0, 15.0, 7.5),  # five times as long at most
+    ],
+)
+def test_a_rate_is_judged_until_it_would_have_a_queue_as_long_as_the_bound(
+    bound_s: float, run_s: float, probe_s: float
+) -> None:
+    found = SMOKE.at(100.0, bound_s=bound_s)
+    assert (found.window_s, found.run_s, found.probe_s) == pytest.approx((SMOKE.window_s, run_s, probe_s))
+
+
+@pytest.mark.parametrize(
     ("per_s", "in_flight", "window_s", "run_s"),
     [
         (100.0, 8, 0.2, 3.36),  # sixteen answers take 0.16 s

@@ -199,7 +199,7 @@ class Stand:
         if highest is None:
             return
         for i in range(MOST_CONFIRMATIONS):
-            confirmed = self._open("server", [Phase(highest.kept, self._length.at(highest.kept).run_s)])
+            confirmed = self._open("server", [Phase(highest.kept, self._judging(highest.kept).run_s)])
             if keeps_bound(confirmed, self.results.bound_ms):
                 self.results.highest = highest
                 self.results.measurements.append(confirmed)
@@ -231,7 +231,7 @@ class Stand:
 
     def _probe(self, rate: float) -> bool | None:
         """Whether a rate keeps the bound; None where no lower one could."""
-        seconds = self._length.at(rate).probe_s
+        seconds = self._judging(rate).probe_s
         found = self._open("probe", [Phase(rate, seconds)])
         self._searched_s += seconds
         self.results.probes.append(found)
@@ -240,6 +240,10 @@ class Stand:
         median_ms = found.latency_ms(0.5).value if found.num_answered else 0.0
         alone = rate * median_ms / 1e3 < _ALONE  # requests hardly meet: what they take, they take alone
         return None if alone and median_ms > self.results.bound_ms else False
+
+    def _judging(self, rate: float) -> Length:
+        """Long enough to tell whether a rate keeps the bound."""
+        return self._length.at(rate, bound_s=self.results.bound_ms / 1e3)
 
     @property
     def _saturation(self) -> float:

@@ -42,11 +42,6 @@ class Bracket:
         """What passed; where nothing did, what failed, since no more could have been found; None without a verdict."""
         return self.failed if self.passed is None else self.passed
 
-    @property
-    def closed(self) -> bool:
-        """Whether both sides are known."""
-        return self.passed is not None and self.failed is not None
-
 
 @dataclass(frozen=True, slots=True)
 class HighestRate:

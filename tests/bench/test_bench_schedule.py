@@ -124,7 +124,6 @@ def test_warm_up_lasts_until_three_windows_agree() -> None:
 def test_the_search_finds_the_limit_within_its_tolerance() -> None:
     for limit in (3.0, 47.0, 800.0):
         found = search_rate(lambda rate, limit=limit: rate <= limit, start=50.0, tolerance=0.05, most_probes=30)
-        assert found.closed
         assert found.passed is not None
         assert found.failed is not None
         assert found.passed <= limit < found.failed <= found.passed * 1.05

@@ -25,7 +25,7 @@ class MemoryRun:
 
     wall_s: float
     samples_mib: tuple[float, ...]
-    """Resident memory of the process and its descendants, at even distances."""
+    """Resident memory of the process and its descendants, at even distances while it held any."""
     main_peak_mib: float
     """What the kernel noted as the main process's peak, between samples too.
 
@@ -36,10 +36,12 @@ class MemoryRun:
     @property
     def peak_mib(self) -> float:
         """The larger one of both views."""
-        return max(*self.samples_mib, self.main_peak_mib)
+        return max((*self.samples_mib, self.main_peak_mib))
 
     def at(self, share: float) -> float:
-        """Resident memory when so much of the run's time was over, MiB."""
+        """Resident memory when so much of the run's time was over, MiB; 0 for one that ended before a first look."""
+        if not self.samples_mib:
+            return 0.0
         return self.samples_mib[min(int(share * len(self.samples_mib)), len(self.samples_mib) - 1)]
 
 
@@ -54,7 +56,9 @@ def watched(command: Sequence[str], folder: Path) -> MemoryRun:
     ):
         try:
             while True:
-                samples.append(tree_memory_mib(process.pid))
+                # A process gives its memory back before it can be waited for: that nothing is the end, not a sample.
+                if held_mib := tree_memory_mib(process.pid):
+                    samples.append(held_mib)
                 peak_mib = max(peak_mib, _peak_mib(process.pid))
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_INTERVAL_S)

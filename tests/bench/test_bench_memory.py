@@ -30,6 +30,26 @@ def test_memory_that_is_held_only_for_a_moment_is_in_the_peak(tmp_path: Path) ->
     assert len(held) == 512 * _MIB
 
 
+def test_a_process_on_its_way_out_is_no_sample_of_the_run(tmp_path: Path) -> None:
+    """Its first thread has gone, and with it its memory as Linux tells it, long before it can be waited for."""
+    script = """
+import ctypes, json, os, threading, time
+
+def outlast():
+    time.sleep(0.6)
+    os._exit(0)
+
+time.sleep(0.3)
+print(json.dumps({"end": 1}), flush=True)
+threading.Thread(target=outlast).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+    run = watched([sys.executable, "-c", script], tmp_path)
+    assert run.wall_s > 0.9
+    assert min(run.samples_mib) > 0
+    assert run.at(0.9) == run.samples_mib[-1]
+
+
 def test_a_run_that_fails_is_an_error_with_what_it_said(tmp_path: Path) -> None:
     with pytest.raises(SkillserveError, match="exit code 3, no room"):
         watched([sys.executable, "-c", "import sys; print('no room', file=sys.stderr); sys.exit(3)"], tmp_path)

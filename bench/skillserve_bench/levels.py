@@ -17,7 +17,8 @@ from skillserve.errors import RepositoryError
 from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
 from skillserve.skillfile import read_skills, split_file
 from skillserve.tensors import MODEL_NAMES, Role
-from skillserve_bench.load.target import InferTarget, SearchTarget
+from skillserve_bench.load.search import SearchTarget
+from skillserve_bench.load.target import InferTarget
 from skillserve_bench.measurement import Contender
 from skillserve_bench.server import Server, is_name_of_several
 from skillserve_bench.supply import Supply, Texts, TextSupply, embedder_supply, read_texts, reranker_supply

@@ -19,6 +19,7 @@ from skillserve_bench.intervals import Estimate, mean_estimate, quantile_estimat
 from skillserve_bench.load.generator import COMPLETED, Generator
 from skillserve_bench.load.histogram import Histogram
 from skillserve_bench.load.schedule import ClosedLoop, Load, OpenLoop
+from skillserve_bench.load.search import SearchTarget
 from skillserve_bench.load.target import Target
 from skillserve_bench.load.windows import Window
 from skillserve_bench.processor import Meter, Usage, tree_memory_mib
@@ -274,7 +275,8 @@ def measure(
     meter = Meter(pid)
     with GpuMeter() as gpus:
         run = generator.drive(contender.target, payloads, load, window_s=window_s)
-    usage = meter.usage(load_s=run.cpu_s)
+    searches = isinstance(contender.target, SearchTarget)
+    usage = meter.usage(load_s=run.cpu_s, search_s=run.beside_s if searches else None)
     server: dict[Role, Statistics] = {}
     with suppress(SkillserveError):  # it went away, and what it knew with it; the run says so
         server = {role: ask().since(before[role]) for role, ask in contender.statistics.items()}

@@ -19,6 +19,11 @@ from skillserve_bench.settling import AGREEING, TOLERANCE
 
 __all__ = ["Material", "findings_of"]
 
+_SEARCHED_BESIDE = (
+    "A whole search is carried out in a process of its own beside each load process, as a peer's daemon does it; the "
+    "share of the cores that it uses stands before the server's."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
@@ -159,7 +164,7 @@ def _tables(material: Material) -> list[Table]:
                 "inference",
                 "output",
                 "mean batch",
-                "cores: client / server / others",
+                "cores: client / search + server / others",
                 "memory, MiB",
                 "GPU",
             ],
@@ -248,6 +253,7 @@ def _method(material: Material) -> list[str]:
             "MLPerf asks for at least 60 s a run and for 24,576 (p90) or 270,336 (p99) requests; here the intervals "
             "say how far fewer carry."
         ),
+        *([_SEARCHED_BESIDE] if any(each.usage.search is not None for each in material.measurements) else []),
         f"Seed {settings.seed}: requests, order and arrivals are drawn from it. No request is sent twice.",
         *material.sources,
         *(beside_method(material.beside) if material.beside else []),

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Meter", "Usage", "tree_memory_mib"]
+__all__ = ["Meter", "Usage", "children_s", "tree_memory_mib"]
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _IDLE_COLUMNS = {3, 4}
@@ -31,16 +31,17 @@ class Usage:
     """None for a server whose processes are not known."""
     others: float | None
     """Everybody else; unknown where the server is."""
+    search: float | None = None
+    """Processes that carry out whole searches, beside the server; None where there are none."""
 
     @classmethod
     def mean(cls, usages: list[Usage]) -> Usage:
         """The mean over rounds of about the same duration."""
-        servers = [usage.server for usage in usages if usage.server is not None]
-        others = [usage.others for usage in usages if usage.others is not None]
         return cls(
             client=sum(usage.client for usage in usages) / len(usages),
-            server=sum(servers) / len(servers) if servers else None,
-            others=sum(others) / len(others) if others else None,
+            server=_mean(usage.server for usage in usages),
+            others=_mean(usage.others for usage in usages),
+            search=_mean(usage.search for usage in usages),
         )
 
 
@@ -57,16 +58,30 @@ class Meter:
         self._client_s = time.process_time()
         self._begin = time.perf_counter()
 
-    def usage(self, *, load_s: float = 0.0) -> Usage:
-        """Shares since the meter was made; `load_s` are the processor seconds of load processes, the client's too."""
+    def usage(self, *, load_s: float = 0.0, search_s: float | None = None) -> Usage:
+        """Shares since the meter was made.
+
+        `load_s` are the processor seconds of load processes, the client's too, `search_s` of those that search.
+        """
         # All cores, whatever this process may use of them, for the busy time of all is what it is divided by.
         available_s = (time.perf_counter() - self._begin) * (os.cpu_count() or 1)
         client_s = time.process_time() - self._client_s + load_s
+        search = None if search_s is None else search_s / available_s
         if self._server_pid is None:
-            return Usage(client=client_s / available_s, server=None, others=None)
+            return Usage(client=client_s / available_s, server=None, others=None, search=search)
         server_s = _tree_s(self._server_pid) - self._server_s
-        others_s = max(_machine_s() - self._machine_s - client_s - server_s, 0.0)
-        return Usage(client=client_s / available_s, server=server_s / available_s, others=others_s / available_s)
+        others_s = max(_machine_s() - self._machine_s - client_s - (search_s or 0.0) - server_s, 0.0)
+        return Usage(
+            client=client_s / available_s,
+            server=server_s / available_s,
+            others=others_s / available_s,
+            search=search,
+        )
+
+
+def _mean(shares: Iterable[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _machine_s() -> float:
@@ -80,13 +95,19 @@ def tree_memory_mib(root: int) -> float:
     return sum(pages for _, pages in _tree(root)) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def children_s() -> float:
+    """Processor seconds of this process's living descendants."""
+    _, *descendants = _tree(os.getpid())
+    return sum(seconds for seconds, _ in descendants)
+
+
 def _tree_s(root: int) -> float:
     """Processor seconds of a process and its living descendants."""
     return sum(seconds for seconds, _ in _tree(root))
 
 
 def _tree(root: int) -> list[tuple[float, int]]:
-    """Processor seconds and resident pages of a process and each of its living descendants."""
+    """Processor seconds and resident pages of a process, the first, and each of its living descendants."""
     found: dict[int, tuple[float, int]] = {}
     children: dict[int, list[int]] = {}
     for pid, parent, seconds, pages in _processes():

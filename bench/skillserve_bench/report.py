@@ -197,8 +197,11 @@ def _circumstances(report: Report) -> list[str]:
 
 
 def cores(usage: Usage) -> str:
-    """A cell that says whose the cores were: `client / server / others`."""
-    return " / ".join("?" if share is None else f"{share:.0%}" for share in (usage.client, usage.server, usage.others))
+    """A cell that says whose the cores were: `client / server / others`, for a whole search `search + server`."""
+    client, server, others = (
+        "?" if share is None else f"{share:.0%}" for share in (usage.client, usage.server, usage.others)
+    )
+    return f"{client} / {server if usage.search is None else f'{usage.search:.0%} + {server}'} / {others}"
 
 
 def _table(table: Table) -> str:

@@ -109,6 +109,8 @@ def test_people_see_the_summary_and_the_table(capsys: pytest.CaptureFixture[str]
 def test_cells_name_whose_the_cores_were() -> None:
     assert cores(Usage(client=0.031, server=0.9, others=0.0)) == "3% / 90% / 0%"
     assert cores(Usage(client=0.5, server=None, others=None)) == "50% / ? / ?"
+    assert cores(Usage(client=0.01, server=0.8, others=0.02, search=0.16)) == "1% / 16% + 80% / 2%"
+    assert cores(Usage(client=0.01, server=None, others=None, search=0.16)) == "1% / 16% + ? / ?"
 
 
 def test_the_command_of_a_report_names_no_disk_of_its_author() -> None:

@@ -21,7 +21,7 @@ from skillserve.card import ModelCard, read_card
 from skillserve.errors import BundleError
 from skillserve.probe import read_probe
 from skillserve.settings import ClientSettings, ExportSettings, IndexSettings, SearchSettings
-from skillserve_bench.load.target import SearchTarget
+from skillserve_bench.load.search import SearchTarget
 from skillserve_client import Searcher
 from skillserve_export import export_model
 from skillserve_export.parity import PackedGraph, malformed_requests

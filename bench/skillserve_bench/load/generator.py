@@ -50,6 +50,8 @@ class Run:
     wall_s: float
     cpu_s: float
     """Processor seconds of the load processes."""
+    beside_s: float
+    """And of those that targets run beside them."""
     busiest: float
     """Share of one core that the busiest of them used."""
     clock_step_s: float
@@ -86,7 +88,8 @@ class Generator:
         context = multiprocessing.get_context("spawn")  # a fork would share gRPC's threads, which do not survive it
         for _ in range(self.num_workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve_loads, args=(theirs,), daemon=True)
+            # Not a daemon, which may have no process beside it; the end of the pipe ends it, whatever happens to us.
+            process = context.Process(target=serve_loads, args=(theirs,))
             process.start()
             theirs.close()
             self._processes.append((process, ours))
@@ -147,6 +150,7 @@ class Generator:
             ended=self._ending(outcomes, num),
             wall_s=max(outcome.wall_s for outcome in outcomes),
             cpu_s=sum(outcome.cpu_s for outcome in outcomes),
+            beside_s=sum(outcome.beside_s for outcome in outcomes),
             busiest=max(outcome.cpu_s / outcome.wall_s for outcome in outcomes),
             clock_step_s=step_s,
             answers=answers,

@@ -1,25 +1,25 @@
-"""What a load is sent to. A peer is one more `Target`: it opens a connection in a load process and answers payloads."""
+"""What a load is sent to: a `Target` opens a connection in a load process and answers payloads.
+
+One model is here, the whole search in `search.py`, and a peer is one more.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import grpc  # type: ignore[import-untyped]  # ships no type information
 
-from skillserve.errors import ServerError
-from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
+from skillserve.settings import ClientSettings
 from skillserve_bench.messages import rows
 from skillserve_client import ServedModel
-from skillserve_client.bundle import open_bundle
 from skillserve_client.faults import translate
-from skillserve_client.search import AsyncSearcher
-from skillserve_client.triton import AsyncTriton, open_channel
+from skillserve_client.triton import open_channel
 
-__all__ = ["InferTarget", "SearchTarget", "Send", "Target"]
+__all__ = ["InferTarget", "Send", "Target"]
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _CONNECT_S = 10
@@ -60,44 +60,6 @@ class InferTarget:
                 return answer
 
             await _ready(channel, subject)
-            yield send
-
-
-@dataclass(frozen=True, slots=True)
-class SearchTarget:
-    """The whole search, text in to hits out, through the client; payloads are requests in UTF-8."""
-
-    client: ClientSettings
-    index: IndexSettings
-    """Where the bundle is, and the vectors if they are elsewhere."""
-    search: SearchSettings
-    by_pairs: bool = False
-    """Rerank by pairs, though the bundle may keep token embeddings: of a server that has no model for them."""
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[Send]:
-        """One searcher with a bundle of its own in memory; an answer is the ids of its hits.
-
-        An answer that was not reranked because the reranker failed is a ServerError: it would pass for a fast one.
-        """
-        async with AsyncTriton(self.client) as triton:
-            bundle = open_bundle(self.index.bundles, index=self.index)
-            if self.by_pairs:
-                bundle = replace(bundle, corpus=replace(bundle.corpus, tokens=None))
-            searcher = AsyncSearcher(bundle, triton, self.search)
-            await searcher.check()
-
-            async def send(payload: bytes) -> bytes:
-                answer = await searcher.search(payload.decode())
-                if answer.status == "degraded":
-                    raise ServerError(
-                        "search",
-                        got=f"a degraded answer: {'; '.join(answer.notes)}",
-                        wanted="a reranked one",
-                        fix="Read the server's log, then check the models: skillserve verify",
-                    )
-                return "\n".join(hit.skill_id for hit in answer.hits or answer.near_misses).encode()
-
             yield send
 
 

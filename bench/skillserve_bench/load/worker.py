@@ -23,6 +23,7 @@ from skillserve_bench.load.priority import first_of_all
 from skillserve_bench.load.schedule import Load, OpenLoop
 from skillserve_bench.load.target import Send, Target
 from skillserve_bench.load.windows import Records, Window, by_window
+from skillserve_bench.processor import children_s
 
 __all__ = ["COMPLETED", "SERVER_GONE", "STOPPED", "Order", "Outcome", "serve_loads"]
 
@@ -61,6 +62,8 @@ class Outcome:
     """COMPLETED, STOPPED or SERVER_GONE."""
     wall_s: float
     cpu_s: float
+    beside_s: float
+    """Processor seconds of the processes that targets run beside this one."""
     answers: list[bytes]
     """By payload, empty where there is none; empty altogether unless they were to be kept."""
     error: SkillserveError | None
@@ -120,6 +123,7 @@ class _Run:
 
     async def carried_out(self, inbox: asyncio.Queue[Any]) -> Outcome:
         load = self.order.load
+        beside_s = children_s()
         gc.collect()
         gc.disable()  # a collection in between would make requests late
         try:
@@ -129,8 +133,15 @@ class _Run:
             wall_s, cpu_s = time.monotonic() - began, time.process_time() - cpu_s
         finally:
             gc.enable()
-        windows = by_window(self.records, self.order.window_s)
-        return Outcome(windows=windows, ended=ended, wall_s=wall_s, cpu_s=cpu_s, answers=self.answers, error=self.error)
+        return Outcome(
+            windows=by_window(self.records, self.order.window_s),
+            ended=ended,
+            wall_s=wall_s,
+            cpu_s=cpu_s,
+            beside_s=max(children_s() - beside_s, 0.0),  # less than before if one of them died
+            answers=self.answers,
+            error=self.error,
+        )
 
     async def _until_stopped(self, work: Coroutine[Any, Any, None], inbox: asyncio.Queue[Any]) -> str:
         working = asyncio.create_task(work)

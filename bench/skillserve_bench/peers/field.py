@@ -18,7 +18,7 @@ from skillserve.console import talk
 from skillserve.errors import CardError, SkillserveError, UsageError
 from skillserve.machine import num_cores
 from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
-from skillserve_bench.load.target import SearchTarget
+from skillserve_bench.load.search import SearchTarget
 from skillserve_bench.measurement import Contender
 from skillserve_bench.peers.assignment import PeerModels, assign
 from skillserve_bench.peers.daemon import started_daemon

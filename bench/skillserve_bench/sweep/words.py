@@ -134,7 +134,7 @@ def _tables(swept: Swept, fronts: Sequence[Front]) -> list[Table]:
         ),
         Table(
             title="Under load: the server's own view",
-            columns=["point", "cores: client / server / others", "memory, MiB", "mean batch", "queue, ms"],
+            columns=["point", "cores: client / search + server / others", "memory, MiB", "mean batch", "queue, ms"],
             rows=[
                 [
                     trial.point.title,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
+
+import pytest
 
 from skillserve_bench.load.generator import Generator
 from skillserve_bench.load.priority import first_of_all, may_be_first
 from skillserve_bench.load.schedule import ClosedLoop, Load, OpenLoop, Phase
 from skillserve_bench.load.target import Send
+from skillserve_bench.load.worker import Order, serve_loads
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,39 @@ def test_a_load_process_comes_first_while_it_keeps_a_schedule_and_only_then() ->
             num = len(load.offsets) if isinstance(load, OpenLoop) else 3
             run = generator.drive(Policy(), [b"x"] * num, load, window_s=0.1, keep_answers=True)
             assert {int(answer) for answer in run.answers} == {wanted}
+
+
+def test_a_load_process_ends_with_its_parent_whenever_that_is() -> None:
+    order = Order(
+        target=Policy(), payloads=[b"x"], load=ClosedLoop(num_clients=1, seconds=None), window_s=0.1, keep_answers=False
+    )
+    context = multiprocessing.get_context("spawn")
+    for connected in (False, True):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve_loads, args=(theirs,))
+        process.start()
+        theirs.close()
+        if connected:
+            ours.send(order)
+            assert ours.recv() is None
+        ours.close()  # in the place of the moment to start
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def test_load_processes_end_where_not_all_of_them_could_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = SpawnProcess.start, []
+
+    def once(process: SpawnProcess) -> None:
+        if started:
+            raise OSError(errno.EAGAIN, "no more processes")
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", once)
+    with pytest.raises(OSError, match="no more"), Generator(num_workers=2):
+        pytest.fail("it began")
+    assert not started[0].is_alive()
 
 
 def test_a_thread_that_was_first_is_again_what_it_was_and_those_it_made_never_were() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -86,21 +86,25 @@ class Generator:
 
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("spawn")  # a fork would share gRPC's threads, which do not survive it
-        for _ in range(self.num_workers):
-            ours, theirs = context.Pipe()
-            # Not a daemon, which may have no process beside it; the end of the pipe ends it, whatever happens to us.
-            process = context.Process(target=serve_loads, args=(theirs,))
-            process.start()
-            theirs.close()
-            self._processes.append((process, ours))
+        with ExitStack() as unfinished:
+            unfinished.push(self)
+            for _ in range(self.num_workers):
+                ours, theirs = context.Pipe()
+                # No daemon, which may have no process beside it; the end of the pipe ends it, whatever happens to us.
+                process = context.Process(target=serve_loads, args=(theirs,))
+                process.start()
+                theirs.close()
+                self._processes.append((process, ours))
+            unfinished.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for process, connection in self._processes:
+        for _, connection in self._processes:
             _tell(connection, None)
             connection.close()
+        for process, _ in self._processes:
             process.join(_STOP_S if kind is None else 1)
             if process.is_alive():
                 process.kill()

@@ -173,7 +173,8 @@ async def _answering(connection: socket.socket, target: SearchTarget) -> None:
             search = await stack.enter_async_context(target.searcher())
         except SkillserveError as error:
             writer.write(_framed(error))
-            await writer.drain()
+            with suppress(ConnectionError):  # the load process is gone
+                await writer.drain()
             return
         writer.write(_framed(None))
 

@@ -104,16 +104,21 @@ async def _serve(connection: Connection) -> None:
             except SkillserveError as error:
                 connection.send(error)
                 continue
+            run = _Run(order, senders[order.target])
             connection.send(None)
-            if isinstance(begin_ns := await inbox.get(), int):
-                connection.send(await _Run(order, senders[order.target], begin_ns).carried_out(inbox))
+            begin_ns = await inbox.get()
+            if begin_ns is None:
+                return
+            if isinstance(begin_ns, int):
+                connection.send(await run.carried_out(begin_ns, inbox))
 
 
 class _Run:
     """One order in progress."""
 
-    def __init__(self, order: Order, send: Send, begin_ns: int) -> None:
-        self.order, self.send, self.begin_ns = order, send, begin_ns
+    def __init__(self, order: Order, send: Send) -> None:
+        self.order, self.send, self.begin_ns = order, send, 0
+        self.beside_s = children_s()
         self.records = Records(len(order.payloads))
         self.answers = [b""] * len(order.payloads) if order.keep_answers else []
         self.in_flight: set[asyncio.Task[None]] = set()
@@ -121,9 +126,8 @@ class _Run:
         self.gone = asyncio.Event()
         self.error: SkillserveError | None = None
 
-    async def carried_out(self, inbox: asyncio.Queue[Any]) -> Outcome:
-        load = self.order.load
-        beside_s = children_s()
+    async def carried_out(self, begin_ns: int, inbox: asyncio.Queue[Any]) -> Outcome:
+        load, self.begin_ns = self.order.load, begin_ns
         gc.collect()
         gc.disable()  # a collection in between would make requests late
         try:
@@ -138,7 +142,7 @@ class _Run:
             ended=ended,
             wall_s=wall_s,
             cpu_s=cpu_s,
-            beside_s=max(children_s() - beside_s, 0.0),  # less than before if one of them died
+            beside_s=max(children_s() - self.beside_s, 0.0),  # less than before if one of them died
             answers=self.answers,
             error=self.error,
         )

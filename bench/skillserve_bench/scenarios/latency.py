@@ -288,7 +288,7 @@ class Stand:
             )
             error = error or pilot.error
             if pilot.ended != COMPLETED:
-                raise _Ended(f"pilot: {pilot.ended}")
+                raise _Ended(_ending("pilot", pilot.ended, error))
             if pilot.num_answered >= LEAST_ANSWERS or not self._length.least_requests:
                 break
         else:
@@ -329,8 +329,13 @@ class Stand:
         if found.ended != COMPLETED:
             if not any(found is each for each in self.results.measurements):
                 self.results.measurements.append(found)
-            raise _Ended(f"{found.scenario}: {found.ended}")
+            raise _Ended(_ending(found.scenario, found.ended, found.first_error))
         return found
+
+
+def _ending(load: str, ended: str, error: object) -> str:
+    """Why a load ended before its time."""
+    return f"{load}: {ended}" + (f" ({error})" if error else "")
 
 
 def run_in_turns(stands: Sequence[Stand], scenarios: Sequence[Scenario]) -> None:

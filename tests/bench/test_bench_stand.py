@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from statistics import geometric_mean
@@ -20,8 +20,10 @@ from skillserve_bench.measurement import Contender, Measurement
 from skillserve_bench.scenarios import latency
 from skillserve_bench.scenarios.latency import Stand, run_in_turns
 
+BRIEF = replace(SMOKE, least_requests=0, run_s=1.0, probe_s=0.4)
+"""Durations stand, however slow who answers."""
 EACH_S = 0.15
-"""Of every answer of a slow contender; a pilot of a second sees enough of them."""
+"""Of every answer of a slow contender."""
 STALLED_S, ANSWERED_S = 1.5, 0.002
 """Of the first answer, longer than a pilot lasts, and of all others."""
 
@@ -87,12 +89,24 @@ class Numbered:
         return [str(number).encode() for number in itertools.islice(self._numbers, num)]
 
 
-def test_a_run_that_is_out_of_requests_before_its_time_is_measured_with_more() -> None:
+@pytest.fixture(autouse=True)
+def brief_pilots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They see two answers of a slow contender, which is enough where durations stand."""
+    monkeypatch.setattr(latency, "_PILOT_S", 2.5 * EACH_S)
+
+
+@pytest.fixture(scope="module")
+def generator() -> Iterator[Generator]:
+    """One load process, which takes longer to start than most loads here last."""
+    with Generator(num_workers=1) as generator:
+        yield generator
+
+
+def test_a_run_that_is_out_of_requests_before_its_time_is_measured_with_more(generator: Generator) -> None:
     supply = Numbered()
     contender = Contender(name="slow to start", target=SlowToStart(), supply=supply)
-    with Generator(num_workers=1) as generator:
-        stand = Stand(generator, contender, BenchSettings(), length=replace(SMOKE, least_requests=0))
-        results = stand.run(["single"])
+    stand = Stand(generator, contender, BenchSettings(), length=BRIEF)
+    results = stand.run(["single"])
     (found,) = results.measurements
     pilot, first, *others = supply.taken
     assert pilot == first == 50  # the pilot met nothing but the stall
@@ -151,48 +165,46 @@ def test_windows_are_longer_than_a_queue_remembers(per_s: float, in_flight: int,
     assert (found.window_s, found.run_s) == pytest.approx((window_s, run_s))
 
 
-def test_a_slow_contender_is_asked_for_as_long_as_its_requests_need() -> None:
+def test_a_slow_contender_is_asked_for_as_long_as_its_requests_need(generator: Generator) -> None:
     contender = Contender(name="slow", target=Slow(EACH_S), supply=Numbered())
     length = replace(SMOKE, least_requests=24)
-    with Generator(num_workers=1) as generator:
-        results = Stand(generator, contender, BenchSettings(), length=length).run(["single"])
+    results = Stand(generator, contender, BenchSettings(), length=length).run(["single"])
     (found,) = results.measurements
     assert found.window_s > SMOKE.window_s
     assert (found.num_warm_up + len(found.windows)) * found.window_s > length.run_s
 
 
-def test_a_bound_that_no_rate_could_keep_ends_the_search_for_one() -> None:
+def test_a_bound_that_no_rate_could_keep_ends_the_search_for_one(generator: Generator) -> None:
     contender = Contender(name="slow", target=Slow(EACH_S), supply=Numbered())
     settings = BenchSettings(bound_ms=1e3 * EACH_S / 2, num_clients=1)
-    with Generator(num_workers=1) as generator:
-        results = Stand(generator, contender, settings, length=replace(SMOKE, most_probes=10)).run(["server"])
+    results = Stand(generator, contender, settings, length=replace(BRIEF, most_probes=10)).run(["server"])
     assert results.highest is None
     (bracket,) = results.brackets
     assert bracket.num_probes < 6
 
 
-def test_a_bound_may_be_a_multiple_of_what_lone_requests_take() -> None:
+def test_a_bound_may_be_a_multiple_of_what_lone_requests_take(generator: Generator) -> None:
     contender = Contender(name="slow", target=Slow(EACH_S), supply=Numbered())
     settings = BenchSettings(bound_ms=1e3 * EACH_S / 2, bound_factor=10, num_clients=1)  # `bound_ms` could not be kept
-    with Generator(num_workers=1) as generator:
-        results = Stand(generator, contender, settings, length=SMOKE).run(["server"])
+    results = Stand(generator, contender, settings, length=BRIEF).run(["server"])
     lone = next(each for each in results.measurements if each.scenario == "single")
     assert results.bound_ms == pytest.approx(10 * lone.latency_ms(0.5).value)
     assert results.bound_ms > 10 * 1e3 * EACH_S * 0.99
     assert results.highest is not None
 
 
-def test_a_rate_that_is_not_confirmed_is_left_in_growing_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rate_that_is_not_confirmed_is_left_in_growing_steps(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine that has become half as fast since the search."""
 
     def kept(found: Measurement, _bound_ms: float) -> bool:
         return (found.offered_per_s or 0.0) <= (8.0 if found.scenario == "server" else 16.0)
 
     monkeypatch.setattr(latency, "keeps_bound", kept)
-    length = replace(SMOKE, run_s=1.0, rate_tolerance=0.25, most_probes=10)
-    with Generator(num_workers=1) as generator:
-        contender = Contender(name="slowing", target=Slow(EACH_S), supply=Numbered())
-        results = Stand(generator, contender, BenchSettings(num_clients=1), length=length).run(["server"])
+    length = replace(BRIEF, rate_tolerance=0.25, most_probes=10)
+    contender = Contender(name="slowing", target=Slow(EACH_S), supply=Numbered())
+    results = Stand(generator, contender, BenchSettings(num_clients=1), length=length).run(["server"])
     (bracket,) = results.brackets
     assert bracket.passed is not None
     assert results.highest is not None
@@ -205,16 +217,13 @@ def test_a_rate_that_is_not_confirmed_is_left_in_growing_steps(monkeypatch: pyte
 
 @pytest.mark.parametrize(("most_probes", "searches"), [(10, 3), (2, 2)])
 def test_a_rate_is_searched_in_rounds_while_there_is_time(
-    monkeypatch: pytest.MonkeyPatch, most_probes: int, searches: int
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, most_probes: int, searches: int
 ) -> None:
     """Two searches of two probes are more than half of three times two."""
     monkeypatch.setattr(latency, "keeps_bound", lambda found, _: found.offered_per_s <= 16.0)
-    length = replace(
-        SMOKE, least_requests=0, run_s=3.0, rounds=3, probe_s=0.4, rate_tolerance=0.3, most_probes=most_probes
-    )
-    with Generator(num_workers=1) as generator:
-        contender = Contender(name="ours", target=Slow(EACH_S), supply=Numbered())
-        results = Stand(generator, contender, BenchSettings(num_clients=1), length=length).run(["server"])
+    length = replace(BRIEF, rounds=3, rate_tolerance=0.3, most_probes=most_probes)
+    contender = Contender(name="ours", target=Slow(EACH_S), supply=Numbered())
+    results = Stand(generator, contender, BenchSettings(num_clients=1), length=length).run(["server"])
     found = [each.passed for each in results.brackets if each.passed is not None]
     assert len(found) == len(results.brackets) == searches
     assert results.highest is not None
@@ -225,29 +234,29 @@ def test_a_rate_is_searched_in_rounds_while_there_is_time(
     assert [results.probes[at].offered_per_s for at in firsts] == found[:-1]  # begun where the last one ended
 
 
-def test_rates_are_searched_in_turns_when_all_else_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_are_searched_in_turns_when_all_else_is_known(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[tuple[str, str]] = []
     monkeypatch.setattr(Stand, "attempt", lambda stand, step: steps.append((stand.results.contender, step)))
-    with Generator(num_workers=1) as generator:
-        stands = [
-            Stand(generator, Contender(name=name, target=Slow(EACH_S), supply=Numbered()), BenchSettings(), length=each)
-            for name, each in (("one", replace(SMOKE, rounds=3)), ("other", replace(SMOKE, rounds=2)))
-        ]
-        run_in_turns(stands, ["server", "overload"])
+    stands = [
+        Stand(generator, Contender(name=name, target=Slow(EACH_S), supply=Numbered()), BenchSettings(), length=each)
+        for name, each in (("one", replace(SMOKE, rounds=3)), ("other", replace(SMOKE, rounds=2)))
+    ]
+    run_in_turns(stands, ["server", "overload"])
     one, other = ([(name, part) for name in ("one", "other")] for part in ("saturation", "search"))
     ends = [(name, scenario) for scenario in ("server", "overload") for name in ("one", "other")]
     assert steps == [*one, *one[::-1], one[0], *other, *other[::-1], other[0], *ends]
 
 
-def test_steady_loads_are_carried_out_in_rounds_and_in_turns() -> None:
-    length = replace(SMOKE, least_requests=0, run_s=0.6, rounds=3)
+def test_steady_loads_are_carried_out_in_rounds_and_in_turns(generator: Generator) -> None:
+    length = replace(BRIEF, run_s=0.6, rounds=3)
     supplies = {name: Numbered() for name in ("one", "other")}
-    with Generator(num_workers=1) as generator:
-        stands = [
-            Stand(generator, Contender(name=name, target=Slow(EACH_S), supply=supply), BenchSettings(), length=length)
-            for name, supply in supplies.items()
-        ]
-        run_in_turns(stands, ["single", "offline"])
+    stands = [
+        Stand(generator, Contender(name=name, target=Slow(EACH_S), supply=supply), BenchSettings(), length=length)
+        for name, supply in supplies.items()
+    ]
+    run_in_turns(stands, ["single", "offline"])
     for stand in stands:
         assert stand.results.problem is None
         assert [each.scenario for each in stand.results.measurements] == ["single", "offline"]
@@ -273,7 +282,9 @@ class Exhausted(Numbered):
         return super().take(num, each=each)
 
 
-def test_a_load_that_cannot_be_carried_out_leaves_the_others_their_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_that_cannot_be_carried_out_leaves_the_others_their_rounds(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And what is found from it is not looked for."""
 
     def unable(stand: Stand, load: latency.Steady, **kinds: int) -> Measurement:
@@ -283,43 +294,39 @@ def test_a_load_that_cannot_be_carried_out_leaves_the_others_their_rounds(monkey
 
     closed = Stand._closed
     monkeypatch.setattr(Stand, "_closed", unable)
-    length = replace(SMOKE, least_requests=0, run_s=0.6, rounds=3)
-    with Generator(num_workers=1) as generator:
-        contender = Contender(name="ours", target=Slow(EACH_S), supply=Numbered())
-        results = Stand(generator, contender, BenchSettings(), length=length).run(["single", "server"])
+    length = replace(BRIEF, run_s=0.6, rounds=3)
+    contender = Contender(name="ours", target=Slow(EACH_S), supply=Numbered())
+    results = Stand(generator, contender, BenchSettings(), length=length).run(["single", "server"])
     assert results.problem == "saturation: no"
     (single,) = results.measurements
     assert len(single.rounds) == 3
     assert results.highest is None
 
 
-def test_what_ends_in_a_later_round_is_partial() -> None:
+def test_what_ends_in_a_later_round_is_partial(generator: Generator) -> None:
     """A pilot and one round have had requests."""
-    length = replace(SMOKE, least_requests=0, run_s=0.6, rounds=3)
-    with Generator(num_workers=1) as generator:
-        contender = Contender(name="ours", target=Slow(EACH_S), supply=Exhausted(2))
-        results = Stand(generator, contender, BenchSettings(), length=length).run(["single"])
+    length = replace(BRIEF, run_s=0.6, rounds=3)
+    contender = Contender(name="ours", target=Slow(EACH_S), supply=Exhausted(2))
+    results = Stand(generator, contender, BenchSettings(), length=length).run(["single"])
     assert "no more" in str(results.problem)
     (found,) = results.measurements
     assert found.objections == ["partial: 1 of 3 rounds"]
 
 
-def test_server_and_overload_find_what_they_need_in_steady_loads() -> None:
+def test_server_and_overload_find_what_they_need_in_steady_loads(generator: Generator) -> None:
     contender = Contender(name="ours", target=Slow(EACH_S), supply=Numbered())
-    with Generator(num_workers=1) as generator:
-        bound, factor = (
-            Stand(generator, contender, BenchSettings(bound_factor=each), length=SMOKE) for each in (None, 10.0)
-        )
+    bound, factor = (
+        Stand(generator, contender, BenchSettings(bound_factor=each), length=SMOKE) for each in (None, 10.0)
+    )
     assert bound.needs(["server"]) == {"saturation", "search"}
     assert factor.needs(["overload"]) == {"single", "saturation"}
     assert factor.needs(["multi", "offline"]) == {"offline"}  # of one sequence a request there is no multi
 
 
-def test_what_answers_nothing_ends_at_the_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_answers_nothing_ends_at_the_pilot(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "_LONG_PILOT_S", 0.2)
     contender = Contender(name="silent", target=Refusing(), supply=Numbered())
-    with Generator(num_workers=1) as generator:
-        results = Stand(generator, contender, BenchSettings(), length=SMOKE).run(["single", "offline"])
+    results = Stand(generator, contender, BenchSettings(), length=SMOKE).run(["single", "offline"])
     assert results.measurements == []
     assert "nothing was answered" in str(results.problem)
     assert "not today" in str(results.problem)

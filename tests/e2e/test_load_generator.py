@@ -197,6 +197,8 @@ def test_the_command_measures_a_given_server_and_writes_page_and_json(
         assert single["num_answered"] > 0
         assert single["server"]["embedder"]["mean_batch"] >= 1
         assert single["latency_ms"]["p50"]["value"] <= single["greatest_ms"] * 1.001
+        searched = [each["cores"]["search"] for each in results["measurements"].values()]
+        assert all(searched) if level == "search" else searched == [None] * 4
     assert "reranker" in found["figures"]["levels"]["search"]["measurements"]["single"]["server"]
     assert "data:image/svg+xml" in page.read_text()
     assert main(["bench", "compare", str(report), str(report)]) in (0, 2)  # 2: all of it invalid

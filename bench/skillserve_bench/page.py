@@ -33,7 +33,7 @@ def html_page(report: Report, *, circumstances: Sequence[str]) -> str:
     """The whole page."""
     findings = report.findings
     verdict = "verdict" if findings.passed else "verdict bad"
-    charts = "".join(map(_figure, findings.charts))
+    charts = "".join(map(_figure, findings.draw()))
     parts = [
         f"<h1>{escape(findings.title)}</h1>",
         f'<div class="{verdict}">{"".join(f"<p>{_words(line)}</p>" for line in findings.summary)}</div>',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from skillserve.settings import BenchSettings
@@ -73,7 +74,7 @@ def findings_of(material: Material) -> Findings:
             *([_index_line(material.index)] if material.index else []),
         ],
         tables=[table for table in _tables(material) if table.rows],
-        charts=charts_of(material.results, lens=material.lens, settings=material.settings),
+        draw=partial(charts_of, material.results, lens=material.lens, settings=material.settings),
         method=_method(material),
         server=material.server,
         figures=_figures(material),

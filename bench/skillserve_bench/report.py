@@ -76,8 +76,8 @@ class Findings:
     """Version of the server that was measured."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """The same as numbers."""
-    charts: Sequence[Chart] = ()
-    """For the page."""
+    draw: Callable[[], Sequence[Chart]] = tuple
+    """Makes the charts of the page, which take longer than all the rest of a report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

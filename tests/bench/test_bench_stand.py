@@ -91,8 +91,9 @@ class Numbered:
 
 @pytest.fixture(autouse=True)
 def brief_pilots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They see two answers of a slow contender, which is enough where durations stand."""
+    """They see two answers of a slow contender, and six where that is not enough."""
     monkeypatch.setattr(latency, "_PILOT_S", 2.5 * EACH_S)
+    monkeypatch.setattr(latency, "_LONG_PILOT_S", 6.5 * EACH_S)
 
 
 @pytest.fixture(scope="module")

@@ -220,7 +220,7 @@ def test_the_report_says_what_is_recommended_first_and_names_what_failed() -> No
     assert "`skillserve serve --repository models --num-threads 2`" in found.summary[0]
     assert "The most accurate, point 1, has 0.5 points" in found.summary[0]
     assert found.summary[-1] == "NOT VALID: point 3: 3 threads: server: no"
-    assert len(found.charts) == 2
+    assert len(found.draw()) == 2
     json.dumps(found.figures, allow_nan=False)
     kept = "Bundles keep up to 320 token embeddings a skill."
     assert kept not in found.method

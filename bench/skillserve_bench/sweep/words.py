@@ -40,7 +40,7 @@ def findings_of(swept: Swept) -> Findings:
             *(f"NOT VALID: {problem}" for problem in swept.problems),
         ],
         tables=[table for table in _tables(swept, fronts) if table.rows],
-        charts=[_chart(front) for front in fronts if front.trials],
+        draw=lambda: [_chart(front) for front in fronts if front.trials],
         method=method_of(swept),
         server=next((trial.server for trial in swept.trials if trial.server), "none that started"),
         figures=figures_of(swept, fronts, choices),

@@ -8,12 +8,11 @@ late, however urgent. It is also how peers are asked, by somebody who does nothi
 from __future__ import annotations
 
 import asyncio
-import itertools
 import multiprocessing
 import pickle
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +21,7 @@ from typing import Any
 
 from skillserve.errors import ServerError, ServerUnreachable, SkillserveError
 from skillserve.settings import ClientSettings, IndexSettings, SearchSettings
+from skillserve_bench.load.exchange import Exchange, opened_exchange
 from skillserve_bench.load.target import Send
 from skillserve_client.bundle import open_bundle
 from skillserve_client.search import AsyncSearcher
@@ -52,12 +52,16 @@ class SearchTarget:
         process.start()
         theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours)
-        asking = _Asking(process, reader, writer)
+        gone = partial(_gone, process)
         try:
-            await asking.ready()
-            yield asking.send
+            await _ready(reader, gone)
+            async with opened_exchange(partial(_received, reader), gone) as exchange:
+                yield partial(_asked, exchange, writer)
         finally:
-            await asking.ended()
+            writer.close()
+            await asyncio.to_thread(process.join, _STOP_S)
+            if process.is_alive():
+                process.kill()
 
     @asynccontextmanager
     async def searcher(self) -> AsyncIterator[Send]:
@@ -86,76 +90,35 @@ class SearchTarget:
             yield send
 
 
-class _Asking:
-    """The load process's end: `(number, payload)` goes out, None in the place of a payload whose sender has left."""
+async def _ready(reader: asyncio.StreamReader, gone: Callable[[], SkillserveError]) -> None:
+    """Wait until it can search; raises what it said instead."""
+    try:
+        problem = await _received(reader)
+    except (EOFError, ConnectionError) as error:
+        raise gone() from error
+    if isinstance(problem, SkillserveError):
+        raise problem
 
-    def __init__(self, process: BaseProcess, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._process, self._reader, self._writer = process, reader, writer
-        self._numbers = itertools.count()
-        self._waiting: dict[int, asyncio.Future[bytes]] = {}
-        self._listening: asyncio.Task[None] | None = None
 
-    async def ready(self) -> None:
-        """Wait until it can search; raises what it said instead, or ServerUnreachable if it ended."""
-        try:
-            problem = await _received(self._reader)
-        except (EOFError, ConnectionError) as error:
-            raise self._gone() from error
-        if isinstance(problem, SkillserveError):
-            raise problem
-        self._listening = asyncio.create_task(self._listen())
-
-    async def send(self, payload: bytes) -> bytes:
-        """One request; raises what its search raised."""
-        if self._listening is None or self._listening.done():
-            raise self._gone()
-        number = next(self._numbers)
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
-        self._writer.write(_framed((number, payload)))
+async def _asked(exchange: Exchange, writer: asyncio.StreamWriter, payload: bytes) -> bytes:
+    """One search; that of a sender who leaves is given up there, too."""
+    with exchange.expected() as (number, answer):
+        writer.write(_framed((number, payload)))
         try:
             return await answer
         except asyncio.CancelledError:
-            self._writer.write(_framed((number, None)))
+            writer.write(_framed((number, None)))
             raise
-        finally:
-            self._waiting.pop(number, None)
 
-    async def ended(self) -> None:
-        """Let the process end, which the end of the connection tells it."""
-        self._writer.close()
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait({self._listening})
-        await asyncio.to_thread(self._process.join, _STOP_S)
-        if self._process.is_alive():
-            self._process.kill()
 
-    async def _listen(self) -> None:
-        try:
-            while True:
-                number, found = await _received(self._reader)
-                answer = self._waiting.get(number)
-                if answer is None or answer.done():
-                    continue
-                if isinstance(found, SkillserveError):
-                    answer.set_exception(found)
-                else:
-                    answer.set_result(found)
-        except (EOFError, ConnectionError):
-            gone = self._gone()
-            for answer in self._waiting.values():
-                if not answer.done():
-                    answer.set_exception(gone)
-
-    def _gone(self) -> ServerUnreachable:
-        self._process.join(_STOP_S)  # its connection ended, and so does it
-        return ServerUnreachable(
-            "process that searches",
-            got=f"its end, exit code {self._process.exitcode}",
-            wanted="answers",
-            fix="Read what it said, or the kernel's log (out of memory?), then start the measurement again.",
-        )
+def _gone(process: BaseProcess) -> ServerUnreachable:
+    process.join(_STOP_S)  # its connection ended, and so does it
+    return ServerUnreachable(
+        "process that searches",
+        got=f"its end, exit code {process.exitcode}",
+        wanted="answers",
+        fix="Read what it said, or the kernel's log (out of memory?), then start the measurement again.",
+    )
 
 
 def _searching(connection: socket.socket, target: SearchTarget) -> None:

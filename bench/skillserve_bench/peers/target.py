@@ -9,13 +9,15 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from skillserve.errors import DeadlineExceeded, ServerError, ServerUnreachable
 from skillserve.framing import mend
 from skillserve.text import query_text
+from skillserve_bench.load.exchange import Exchange, opened_exchange
 from skillserve_bench.load.target import Send
 from skillserve_bench.peers.daemon import last_words
 
@@ -41,19 +43,23 @@ class PeerTarget:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=_LONGEST_LINE)
         except OSError as error:
             raise self._gone(str(error)) from error
-        waiting: dict[int, asyncio.Future[bytes]] = {}
-        reading = asyncio.create_task(self._read(reader, waiting))
-        number = 0
 
-        async def send(payload: bytes) -> bytes:
-            nonlocal number
-            if reading.done():
-                raise self._gone("a closed connection")
-            number += 1
-            mine = number
-            waiting[mine] = answer = asyncio.get_running_loop().create_future()
+        async def receive() -> tuple[int, bytes]:
+            if not (line := await reader.readline()):
+                raise EOFError
+            number, payload = line.split(b" ", 1)
+            return int(number), payload
+
+        try:
+            async with opened_exchange(receive, partial(self._gone, "the end of its connection")) as exchange:
+                yield partial(self._asked, exchange, writer)
+        finally:
+            writer.close()
+
+    async def _asked(self, exchange: Exchange, writer: asyncio.StreamWriter, payload: bytes) -> bytes:
+        with exchange.expected() as (number, answer):
             deadline_ns = time.monotonic_ns() + round(self.timeout_s * 1e9)
-            writer.write(b"%d %d %b\n" % (mine, deadline_ns, payload))
+            writer.write(b"%d %d %b\n" % (number, deadline_ns, payload))
             try:
                 return self._ids(await asyncio.wait_for(answer, self.timeout_s))
             except TimeoutError as error:
@@ -63,27 +69,6 @@ class PeerTarget:
                     wanted="one",
                     fix="Offer it less, or raise --timeout-s.",
                 ) from error
-            finally:
-                waiting.pop(mine, None)
-
-        try:
-            yield send
-        finally:
-            reading.cancel()
-            writer.close()
-            with suppress(OSError, asyncio.CancelledError):
-                await reading
-
-    async def _read(self, reader: asyncio.StreamReader, waiting: dict[int, asyncio.Future[bytes]]) -> None:
-        try:
-            while line := await reader.readline():
-                number, payload = line.split(b" ", 1)
-                if (answer := waiting.get(int(number))) and not answer.done():
-                    answer.set_result(payload)
-        finally:
-            for answer in waiting.values():
-                if not answer.done():
-                    answer.set_exception(self._gone("the end of its connection"))
 
     def _ids(self, payload: bytes) -> bytes:
         found = json.loads(payload)
